@@ -1,1 +1,14 @@
+//! What both ends of a tp tunnel must agree on: messages, framing, error classes, limits.
+//!
+//! Nothing here reads a clock, the environment or a socket; `tp-tunnel` is the async shell around it.
+//! A lane is a byte stream between a client (workstation daemon or traffic agent) and the manager. It begins with a
+//! [`hello`] in each direction and continues as one HTTP/2 connection, whose streams carry flows ([`open`],
+//! [`datagram`]), DNS messages and the control channel ([`control`]).
 
+pub mod control;
+pub mod datagram;
+pub mod error_class;
+pub mod frame;
+pub mod hello;
+pub mod limits;
+pub mod open;

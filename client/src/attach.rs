@@ -1,0 +1,311 @@
+//! Messages between the CLI and the daemon, over the stdio of `docker exec tp-NAME /tp daemon attach`.
+//!
+//! Both ends frame them with [`tp_protocol::frame`]. The CLI sends [`Request`]s; the daemon answers each with any number
+//! of [`Progress`] replies and one final reply, in order. Both ends come from the same source tree but not always from
+//! the same release: unknown fields are skipped, an unknown request is answered with [`Failure`].
+
+use std::fmt;
+
+/// Largest message in either direction: a kubeconfig's certificates and a status with its agents fit many times.
+pub const MAX_ATTACH_BYTES: usize = 4 << 20;
+
+/// What the CLI asks of the daemon.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Which request.
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4")]
+    pub kind: Option<request::Kind>,
+}
+
+/// The kinds of [`Request`].
+pub mod request {
+    /// One request.
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    pub enum Kind {
+        /// Connect to the cluster; the first request that a new daemon gets. Final reply: `Status`.
+        #[prost(message, tag = "1")]
+        Connect(Box<super::Connect>),
+        /// Report the state of the connection. Final reply: `Status`.
+        #[prost(message, tag = "2")]
+        Status(super::Empty),
+        /// Keep the connection after this stream ends. Final reply: `Done`.
+        #[prost(message, tag = "3")]
+        Detach(super::Empty),
+        /// End the session and exit. Final reply: `Done`, after the manager was told.
+        #[prost(message, tag = "4")]
+        Quit(super::Empty),
+    }
+}
+
+/// What the daemon answers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reply {
+    /// Which reply.
+    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4")]
+    pub kind: Option<reply::Kind>,
+}
+
+/// The kinds of [`Reply`].
+pub mod reply {
+    /// One reply.
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    pub enum Kind {
+        /// Not final: what is being waited for.
+        #[prost(message, tag = "1")]
+        Progress(super::Progress),
+        /// The request was carried out; nothing more to say.
+        #[prost(message, tag = "2")]
+        Done(super::Empty),
+        /// The state of the connection.
+        #[prost(message, tag = "3")]
+        Status(Box<super::Status>),
+        /// The request failed.
+        #[prost(message, tag = "4")]
+        Failure(super::Failure),
+    }
+}
+
+/// A message without content.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Empty {}
+
+/// What is being waited for, as a person would read it: "waiting for tp-manager-0 in tp-system".
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Progress {
+    /// Lower-case, without a full stop.
+    #[prost(string, tag = "1")]
+    pub text: String,
+}
+
+/// Why a request failed and what the user can do.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Failure {
+    /// What failed, on which object; lower-case, without a full stop.
+    #[prost(string, tag = "1")]
+    pub message: String,
+    /// What to do next; empty when nothing is known.
+    #[prost(string, tag = "2")]
+    pub hint: String,
+    /// The chain of causes, outermost first, for `--verbose`.
+    #[prost(string, repeated, tag = "3")]
+    pub causes: Vec<String>,
+}
+
+/// Connect to a cluster.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Connect {
+    /// Name of the connection (the container is `tp-NAME`).
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// How to reach the API server, everything inline.
+    #[prost(message, required, tag = "2")]
+    pub kube: KubeAccess,
+    /// Namespace of the manager.
+    #[prost(string, tag = "3")]
+    pub manager_namespace: String,
+    /// The connected namespace: its short service names resolve.
+    #[prost(string, tag = "4")]
+    pub namespace: String,
+    /// Settings that the user made, which beat the chart's client settings; as JSON, keys as in `config.yaml`.
+    #[prost(string, tag = "5")]
+    pub settings_json: String,
+    /// Version of the CLI.
+    #[prost(string, tag = "6")]
+    pub cli_version: String,
+    /// How long connecting may take, in milliseconds.
+    #[prost(uint32, tag = "7")]
+    pub connect_timeout_ms: u32,
+    /// End the connection when this stream ends. A later `Detach` clears it.
+    #[prost(bool, tag = "8")]
+    pub hold: bool,
+}
+
+/// Everything needed to talk to one API server as one user.
+///
+/// Holds credentials: `Debug` shows the server and the kind of credential only.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct KubeAccess {
+    /// Name of the kubeconfig context, for messages.
+    #[prost(string, tag = "1")]
+    pub context: String,
+    /// Name of the kubeconfig user, for messages.
+    #[prost(string, tag = "2")]
+    pub user: String,
+    /// URL of the API server as the daemon container reaches it.
+    #[prost(string, tag = "3")]
+    pub server: String,
+    /// URL of the API server as the kubeconfig has it, for messages.
+    #[prost(string, tag = "4")]
+    pub original_server: String,
+    /// Server name for TLS when it is not the URL's host; empty otherwise.
+    #[prost(string, tag = "5")]
+    pub tls_server_name: String,
+    /// Certificate authorities, PEM; empty for the public ones.
+    #[prost(bytes = "vec", tag = "6")]
+    pub ca_pem: Vec<u8>,
+    /// Do not verify the server's certificate.
+    #[prost(bool, tag = "7")]
+    pub insecure_skip_tls_verify: bool,
+    /// Client certificate chain, PEM; empty when none.
+    #[prost(bytes = "vec", tag = "8")]
+    pub client_cert_pem: Vec<u8>,
+    /// Client key, PEM; empty when none.
+    #[prost(bytes = "vec", tag = "9")]
+    pub client_key_pem: Vec<u8>,
+    /// Bearer token; empty when none.
+    #[prost(string, tag = "10")]
+    pub token: String,
+    /// User name for basic authentication; empty when none.
+    #[prost(string, tag = "11")]
+    pub username: String,
+    /// Password for basic authentication.
+    #[prost(string, tag = "12")]
+    pub password: String,
+    /// HTTP(S) or SOCKS5 proxy in front of the API server; empty when none.
+    #[prost(string, tag = "13")]
+    pub proxy_url: String,
+    /// User to impersonate; empty when none.
+    #[prost(string, tag = "14")]
+    pub impersonate_user: String,
+    /// Groups to impersonate.
+    #[prost(string, repeated, tag = "15")]
+    pub impersonate_groups: Vec<String>,
+    /// The credential came from an exec plugin and expires at this time (seconds since 1970); 0 when it does not.
+    #[prost(int64, tag = "16")]
+    pub expires_at: i64,
+}
+
+impl fmt::Debug for KubeAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let credential = match (self.client_cert_pem.is_empty(), self.token.is_empty(), self.username.is_empty()) {
+            (false, _, _) => "client certificate",
+            (_, false, _) => "token",
+            (_, _, false) => "basic",
+            (true, true, true) => "none",
+        };
+        f.debug_struct("KubeAccess")
+            .field("context", &self.context)
+            .field("user", &self.user)
+            .field("server", &self.server)
+            .field("credential", &credential)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The state of a connection.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Status {
+    /// Name of the connection.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Kubeconfig context.
+    #[prost(string, tag = "2")]
+    pub context: String,
+    /// API server URL as the kubeconfig has it.
+    #[prost(string, tag = "3")]
+    pub server: String,
+    /// The connected namespace.
+    #[prost(string, tag = "4")]
+    pub namespace: String,
+    /// Namespace of the manager.
+    #[prost(string, tag = "5")]
+    pub manager_namespace: String,
+    /// Pod of the manager.
+    #[prost(string, tag = "6")]
+    pub manager_pod: String,
+    /// Version of the manager.
+    #[prost(string, tag = "7")]
+    pub manager_version: String,
+    /// Version of the daemon.
+    #[prost(string, tag = "8")]
+    pub daemon_version: String,
+    /// Whether the tunnel is up at this moment.
+    #[prost(enumeration = "TunnelState", tag = "9")]
+    pub tunnel: i32,
+    /// Why the tunnel is down, when it is.
+    #[prost(string, tag = "10")]
+    pub tunnel_error: String,
+    /// Seconds since 1970 when the connection was made.
+    #[prost(int64, tag = "11")]
+    pub connected_at: i64,
+    /// The cluster domain, such as `cluster.local`.
+    #[prost(string, tag = "12")]
+    pub cluster_domain: String,
+    /// Service subnets, CIDR.
+    #[prost(string, repeated, tag = "13")]
+    pub service_subnets: Vec<String>,
+    /// Pod subnets, CIDR.
+    #[prost(string, repeated, tag = "14")]
+    pub pod_subnets: Vec<String>,
+    /// Subnets routed into the tunnel, CIDR. They can differ from the two above until the next connect.
+    #[prost(string, repeated, tag = "15")]
+    pub routed_subnets: Vec<String>,
+    /// Address of the daemon's resolver.
+    #[prost(string, tag = "16")]
+    pub dns_address: String,
+    /// Search list that joined containers see.
+    #[prost(string, repeated, tag = "17")]
+    pub dns_search: Vec<String>,
+    /// Traffic agents that the manager knows.
+    #[prost(message, repeated, tag = "18")]
+    pub agents: Vec<Agent>,
+    /// Lanes in use.
+    #[prost(uint32, tag = "19")]
+    pub lanes: u32,
+    /// TCP connections open.
+    #[prost(uint64, tag = "20")]
+    pub tcp_flows: u64,
+    /// UDP associations open.
+    #[prost(uint64, tag = "21")]
+    pub udp_flows: u64,
+    /// Bytes from joined containers to the cluster.
+    #[prost(uint64, tag = "22")]
+    pub bytes_up: u64,
+    /// Bytes from the cluster to joined containers.
+    #[prost(uint64, tag = "23")]
+    pub bytes_down: u64,
+    /// Times the daemon process was restarted by its init.
+    #[prost(uint32, tag = "24")]
+    pub restarts: u32,
+    /// The chart's client settings, JSON; empty when there are none.
+    #[prost(string, tag = "25")]
+    pub chart_settings_json: String,
+    /// Resident memory of the daemon, bytes.
+    #[prost(uint64, tag = "26")]
+    pub resident_bytes: u64,
+    /// Times the tunnel was lost and made again.
+    #[prost(uint32, tag = "27")]
+    pub reconnects: u32,
+    /// Whether the connection ends with the CLI that made it.
+    #[prost(bool, tag = "28")]
+    pub held: bool,
+}
+
+/// Whether the tunnel to the manager is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum TunnelState {
+    /// No `Connect` was asked for yet.
+    Idle = 0,
+    /// Being made for the first time.
+    Connecting = 1,
+    /// Up.
+    Connected = 2,
+    /// Lost, being made again.
+    Reconnecting = 3,
+}
+
+/// A traffic agent that registered with the manager.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Agent {
+    /// Namespace of its pod.
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    /// Name of its pod.
+    #[prost(string, tag = "2")]
+    pub pod: String,
+    /// Its version.
+    #[prost(string, tag = "3")]
+    pub version: String,
+}

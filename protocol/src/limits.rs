@@ -1,0 +1,31 @@
+//! The named limits of the protocol. A peer that exceeds one is in the wrong and is told so.
+
+/// Largest hello, encoded. The longest field is an agent's service account token (about 1 KiB, at most a few).
+pub const MAX_HELLO_BYTES: usize = 64 << 10;
+
+/// Largest control message, encoded. A cluster of 5,000 nodes lists as many pod subnets of about 20 bytes each.
+pub const MAX_CONTROL_BYTES: usize = 1 << 20;
+
+/// Largest DNS message (RFC 1035 section 4.2.2: the TCP length prefix is 16 bits).
+pub const MAX_DNS_BYTES: usize = 65_535;
+
+/// Largest UDP payload over IPv4: 65,535 less 20 bytes of IP header and 8 of UDP header (RFC 768).
+pub const MAX_DATAGRAM_BYTES: usize = 65_507;
+
+/// Longest text that travels in an error header; longer text is cut.
+pub const MAX_ERROR_MESSAGE_BYTES: usize = 512;
+
+/// Flows that one lane may hold open at once (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113 section 6.5.2).
+pub const MAX_STREAMS_PER_LANE: u32 = 32_768;
+
+/// Flow-control window of one stream: at 20 ms of round-trip time one flow can carry 1.6 Gbit/s.
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
+/// Flow-control window of one lane, which bounds what a peer may make us buffer for all flows together.
+pub const LANE_WINDOW_BYTES: u32 = 32 << 20;
+
+/// Largest HTTP/2 frame we ask for: a super-packet of the TUN fits into one.
+pub const MAX_FRAME_BYTES: u32 = 64 << 10;
+
+/// Bytes one stream may queue for sending before its writer waits.
+pub const SEND_BUFFER_BYTES: usize = 256 << 10;

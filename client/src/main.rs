@@ -1,1 +1,9 @@
+//! `tp`: the command line and, inside the daemon container, the daemon.
+#![allow(dead_code, reason = "being written")]
+
+mod attach;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {}

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Real Kubernetes clusters for tests and demo, each in Docker containers, brought up from nothing.
+usage() {
+  cat <<'TEXT'
+usage: tests/cluster/cluster.sh COMMAND [--name NAME] [OPTIONS]
+
+  up            bring the cluster up; a running, healthy one is kept. Prints the paths of both kubeconfigs
+      --nodes N             nodes (default 1); a running cluster grows to N
+      --pod-cidr CIDR       default 10.244.0.0/16; a /24 of it per node
+      --service-cidr CIDR   default 10.96.0.0/16; it ends in .0
+  down          remove it and all its traces, but for the images it is made from
+  load IMAGE..  put images of the local engine into every node, as docker.io/local/NAME:TAG, and restart pods
+                that run an earlier build of them
+  kubeconfig [admin|user]   print the path of a kubeconfig (default admin)
+  kubectl ARGS..            kubectl as the administrator
+  logs [DIR]    print the ends of all logs of nodes and pods, or save them whole in DIR
+  list          print the names of the clusters there are
+  purge         remove every cluster, the images they are made from and the cache
+
+  NAME is tp-test or what TP_CLUSTER says. TP_CONTEXT=NAME stands for that context of your own kubeconfig, read and
+  never written; its images come from TP_REGISTRY, or by `kind load`. CLUSTER=kind makes the cluster with kind.
+TEXT
+}
+set -euo pipefail
+. "$(dirname "$0")/../lib.sh"
+here=$TP_ROOT_DIR/tests/cluster
+
+save_kubeconfig() { # admin|user COMMAND...
+  local kind=$1
+  shift
+  mkdir -p "$state"
+  (umask 077 && "$@" >"$state/$kind.kubeconfig.part" && mv "$state/$kind.kubeconfig.part" "$state/$kind.kubeconfig")
+}
+
+command=${1:-help}
+[ $# = 0 ] || shift
+name=${TP_CLUSTER:-tp-test} nodes=1 pod_cidr=10.244.0.0/16 service_cidr=10.96.0.0/16
+rest=()
+[ "$command" != kubectl ] || { rest=("$@") && set --; }
+while [ $# -gt 0 ]; do
+  case $1 in
+    --name | --nodes | --pod-cidr | --service-cidr)
+      [ $# -ge 2 ] || die "$1 needs a value"
+      option=${1#--}
+      printf -v "${option//-/_}" %s "$2"
+      shift 2
+      ;;
+    -*) die "unknown option $1; see \`cluster.sh help\`" ;;
+    *) rest+=("$1") && shift ;;
+  esac
+done
+case $name in *[!a-z0-9-]* | -* | '') die "a cluster's name is lower-case letters, digits and dashes, not \`$name\`" ;; esac
+case $service_cidr in *.0/*) ;; *) die "the service CIDR must end in .0, not $service_cidr" ;; esac
+state=$TP_CACHE/clusters/$name
+
+# Which kind of cluster it is: a context given, kind, or one of ours.
+kind_of_cluster=own
+[ "${CLUSTER:-}" != kind ] || kind_of_cluster=kind
+[ -z "${TP_CONTEXT:-}" ] || kind_of_cluster=context
+
+. "$here/own.sh"
+. "$here/adopted.sh"
+case $command:$kind_of_cluster in
+  up:*)
+    "up_$kind_of_cluster"
+    echo "$state/admin.kubeconfig"
+    echo "$state/user.kubeconfig"
+    ;;
+  down:own) down_own ;;
+  down:*) "down_$kind_of_cluster" ;;
+  load:own) load_own "${rest[@]}" ;;
+  load:*) load_elsewhere "${rest[@]}" ;;
+  kubeconfig:*) echo "$state/${rest[0]:-admin}.kubeconfig" ;;
+  kubectl:own) kube "${rest[@]}" ;;
+  kubectl:*) kubectl --kubeconfig "$state/admin.kubeconfig" "${rest[@]}" ;;
+  logs:own) logs "${rest[@]}" ;;
+  logs:*) logs_of_pods -1 ;;
+  list:*) list_own ;;
+  purge:*) purge ;;
+  help:* | -h:* | --help:*) usage ;;
+  *)
+    usage >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# Debian images made here instead of pulled. Sourced by the scripts that need one, after lib.sh.
+
+DEBIAN_SUITE=bookworm
+
+# Prints the name of an image with Debian's minimal system and the given packages, and makes it first if it is not
+# there (a good minute): debian_image REPOSITORY PACKAGE...
+debian_image() {
+  local repository=$1 image rootfs
+  shift
+  image=$repository:$(hash_of <<<"$DEBIAN_SUITE $*")
+  docker image inspect "$image" >/dev/null 2>&1 || {
+    have debootstrap || die "no debootstrap on PATH: run \`tests/preflight.sh\`, which installs it"
+    step "making a Debian image for $repository (about a minute, once)"
+    mkdir -p "$TP_CACHE/debs"
+    rootfs=$(mktemp -d "$TP_CACHE/rootfs.XXXX")
+    as_root debootstrap --variant=minbase --cache-dir="$TP_CACHE/debs" --include="$(tr ' ' , <<<"$*")" \
+      "$DEBIAN_SUITE" "$rootfs" "${TP_DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$TP_CACHE/debootstrap.log" 2>&1 || {
+      tail -n 20 "$TP_CACHE/debootstrap.log" >&2
+      as_root rm -rf "$rootfs"
+      die "debootstrap failed; its output is in $TP_CACHE/debootstrap.log. A mirror that is reachable: TP_DEBIAN_MIRROR=URL"
+    }
+    as_root tar -C "$rootfs" -c --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' --exclude='./usr/share/doc/*' \
+      --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./dev/*' . | docker import - "$image" >/dev/null
+    as_root rm -rf "$rootfs"
+    remove_other_tags "$image"
+  }
+  echo "$image"
+}
+
+# Removes what earlier versions of an image left in the engine.
+remove_other_tags() {
+  local tag
+  for tag in $(docker image ls --format '{{.Repository}}:{{.Tag}}' "${1%:*}"); do
+    [ "$tag" = "$1" ] || docker rmi "$tag" >/dev/null 2>&1 || true # one in use stays
+  done
+}

@@ -1,1 +1,14 @@
+//! The async shell around `tp-protocol` that client, manager and agent share.
+//!
+//! A lane is a byte stream: [`client::connect`] at the client's or agent's end, [`server::accept`] at the manager's. After
+//! the hellos it is one HTTP/2 connection whose streams are flows ([`flow`]), DNS queries and the control channel
+//! ([`control`]). [`relay`] joins a flow to a socket.
 
+pub mod client;
+pub mod control;
+pub mod error;
+pub mod flow;
+mod handshake;
+mod keepalive;
+pub mod relay;
+pub mod server;

@@ -1,0 +1,137 @@
+//! The end of a lane that opens flows: a workstation's daemon, or a traffic agent.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Builder, SendRequest};
+use h2::ext::Protocol;
+use http::{Method, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tp_protocol::hello::{ClientHello, ServerHello, Welcome, server_hello};
+use tp_protocol::limits;
+use tp_protocol::open::{Open, OpenRefused, Transport, UDP_PROTOCOL};
+
+use crate::control::Control;
+use crate::error::{FlowError, FlowOpenError, LaneError};
+use crate::flow::{Flow, read_to_end};
+use crate::server::{CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI};
+use crate::{handshake, keepalive};
+
+/// How long a stream that was reset is remembered, so that frames still under way to it are no error.
+const RESET_MEMORY: Duration = Duration::from_secs(10);
+
+/// Opens flows on one lane. Clones share the lane; it closes when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    requests: SendRequest<Bytes>,
+}
+
+/// Drives the lane. Nothing moves unless it is polled; it ends with the lane.
+pub type Driver = Pin<Box<dyn Future<Output = Result<(), LaneError>> + Send>>;
+
+/// A lane that the manager let in.
+pub struct Connected {
+    /// What the manager said.
+    pub welcome: Welcome,
+    /// Opens flows.
+    pub lane: Lane,
+    /// Must be polled (spawned) for anything to happen.
+    pub driver: Driver,
+}
+
+/// Says hello on `io` and, when the manager lets us in, starts HTTP/2 on it.
+///
+/// # Errors
+/// [`LaneError::Refused`] with the manager's reason, or why the lane could not be made.
+pub async fn connect<IO>(mut io: IO, hello: &ClientHello) -> Result<Connected, LaneError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    handshake::send(&mut io, hello).await?;
+    let (answer, io) = handshake::receive::<ServerHello, _>(io).await?;
+    let welcome = match answer.outcome {
+        Some(server_hello::Outcome::Welcome(welcome)) => welcome,
+        Some(server_hello::Outcome::Refusal(refusal)) => return Err(LaneError::Refused(refusal)),
+        None => return Err(LaneError::EmptyHello),
+    };
+    let (requests, mut connection) = Builder::new()
+        .initial_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
+        .max_frame_size(limits::MAX_FRAME_BYTES)
+        .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
+        .max_concurrent_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
+        .max_pending_accept_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
+        .max_local_error_reset_streams(None)
+        .reset_stream_duration(RESET_MEMORY)
+        .enable_push(false)
+        .handshake(io)
+        .await?;
+    let ping_pong = connection.ping_pong().expect("asked for once");
+    let driver = Box::pin(async move {
+        tokio::select! {
+            ended = connection => Ok(ended?),
+            Err(error) = keepalive::run(ping_pong) => Err(error),
+        }
+    });
+    Ok(Connected { welcome, lane: Lane { requests }, driver })
+}
+
+impl Lane {
+    /// Opens a flow and waits until the far end has accepted it.
+    ///
+    /// Dropping the future cancels the dial.
+    ///
+    /// # Errors
+    /// [`FlowOpenError::Refused`] with the class to show the socket that asked, or why nothing could be asked.
+    pub async fn open(&self, open: &Open) -> Result<Flow, FlowOpenError> {
+        let mut request = open.to_request()?;
+        if open.transport == Transport::Udp {
+            request.extensions_mut().insert(Protocol::from_static(UDP_PROTOCOL));
+        }
+        let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
+        let recv = check(response.await?)?;
+        Ok(Flow::new(send, recv))
+    }
+
+    /// Asks the cluster's DNS. `query` and the answer are DNS messages (RFC 1035).
+    ///
+    /// # Errors
+    /// [`FlowOpenError`] when the manager or the cluster's DNS gave no answer.
+    pub async fn resolve(&self, query: Bytes) -> Result<Bytes, FlowOpenError> {
+        let request = Request::post(DNS_URI)
+            .header(http::header::CONTENT_TYPE, DNS_MEDIA_TYPE)
+            .body(())
+            .expect("made of constants");
+        let (response, mut send) = self.requests.clone().ready().await?.send_request(request, false)?;
+        send.send_data(query, true)?;
+        let recv = check(response.await?)?;
+        read_to_end(recv, limits::MAX_DNS_BYTES).await.map_err(|error| match error {
+            FlowError::Cancelled(error) => FlowOpenError::Lane(error),
+            FlowError::Reset(why) => FlowOpenError::Refused(why),
+            FlowError::Frame(_) | FlowError::BadMessage => FlowOpenError::BadAnswer(StatusCode::OK),
+        })
+    }
+
+    /// Opens the control channel, once per session, on lane 0.
+    ///
+    /// # Errors
+    /// [`FlowOpenError`] when the manager does not open it.
+    pub async fn control(&self) -> Result<Control, FlowOpenError> {
+        let request = Request::builder().method(Method::POST).uri(CONTROL_URI).body(()).expect("made of constants");
+        let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
+        let recv = check(response.await?)?;
+        Ok(Control::new(send, recv))
+    }
+}
+
+/// Turns any status but 200 into the refusal that its headers describe.
+fn check(response: Response<h2::RecvStream>) -> Result<h2::RecvStream, FlowOpenError> {
+    if response.status() == StatusCode::OK {
+        return Ok(response.into_body());
+    }
+    match OpenRefused::from_headers(response.headers()) {
+        Some(refused) => Err(refused.into()),
+        None => Err(FlowOpenError::BadAnswer(response.status())),
+    }
+}

@@ -1,0 +1,158 @@
+//! A flow: one HTTP/2 stream that carries a TCP connection's bytes or a UDP association's datagram capsules.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+use tp_protocol::open::OpenRefused;
+
+use crate::error::FlowError;
+
+/// Both directions of a flow. Dropping it before both have ended cancels the stream.
+#[derive(Debug)]
+pub struct Flow {
+    sender: FlowSender,
+    receiver: FlowReceiver,
+}
+
+/// The sending direction.
+#[derive(Debug)]
+pub struct FlowSender {
+    stream: SendStream<Bytes>,
+}
+
+/// The receiving direction.
+#[derive(Debug)]
+pub struct FlowReceiver {
+    stream: RecvStream,
+}
+
+impl Flow {
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
+        Self { sender: FlowSender { stream: send }, receiver: FlowReceiver { stream: recv } }
+    }
+
+    /// Separates the directions, which end independently (half-close).
+    pub fn split(self) -> (FlowSender, FlowReceiver) {
+        (self.sender, self.receiver)
+    }
+}
+
+impl FlowSender {
+    /// Waits until the peer's window and our send buffer take more, and returns how many bytes, `1..=want`.
+    ///
+    /// # Errors
+    /// [`FlowError::Cancelled`] when the peer cancelled the stream or the lane is gone.
+    pub fn poll_capacity(&mut self, want: usize, cx: &mut Context<'_>) -> Poll<Result<usize, FlowError>> {
+        self.stream.reserve_capacity(want);
+        loop {
+            let capacity = self.stream.capacity();
+            if capacity > 0 {
+                return Poll::Ready(Ok(capacity.min(want)));
+            }
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                None => return Poll::Ready(Err(h2::Error::from(Reason::CANCEL).into())),
+            }
+        }
+    }
+
+    /// [`Self::poll_capacity`] as a future.
+    ///
+    /// # Errors
+    /// As [`Self::poll_capacity`].
+    pub async fn capacity(&mut self, want: usize) -> Result<usize, FlowError> {
+        poll_fn(|cx| self.poll_capacity(want, cx)).await
+    }
+
+    /// Queues `data`, at most as much as [`Self::poll_capacity`] has just granted: more is buffered without limit.
+    ///
+    /// # Errors
+    /// [`FlowError::Cancelled`] when the stream is gone.
+    pub fn send(&mut self, data: Bytes) -> Result<(), FlowError> {
+        Ok(self.stream.send_data(data, false)?)
+    }
+
+    /// Sends all of `data`, as the peer takes it.
+    ///
+    /// # Errors
+    /// [`FlowError::Cancelled`] when the stream is gone.
+    pub async fn send_all(&mut self, mut data: Bytes) -> Result<(), FlowError> {
+        while !data.is_empty() {
+            let len = self.capacity(data.len()).await?;
+            self.send(data.split_to(len))?;
+        }
+        Ok(())
+    }
+
+    /// Ends this direction in good order (FIN).
+    ///
+    /// # Errors
+    /// [`FlowError::Cancelled`] when the stream is gone.
+    pub fn finish(&mut self) -> Result<(), FlowError> {
+        Ok(self.stream.send_data(Bytes::new(), true)?)
+    }
+
+    /// Ends this direction with a reset that stays behind the data sent so far.
+    ///
+    /// # Errors
+    /// [`FlowError::Cancelled`] when the stream is gone.
+    pub fn reset(&mut self, why: &OpenRefused) -> Result<(), FlowError> {
+        let mut trailers = HeaderMap::new();
+        why.write_headers(&mut trailers);
+        Ok(self.stream.send_trailers(trailers)?)
+    }
+
+    /// Resolves when the peer cancels the stream or the lane is gone.
+    pub fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_reset(cx).map(drop)
+    }
+}
+
+impl FlowReceiver {
+    /// Returns the next bytes; `None` when the peer ended its direction in good order.
+    ///
+    /// The caller returns the credit with [`Self::release`] once it has passed the bytes on.
+    ///
+    /// # Errors
+    /// [`FlowError::Reset`] when the far end reset the flow, [`FlowError::Cancelled`] when the stream is gone.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FlowError>>> {
+        if let Some(data) = ready!(self.stream.poll_data(cx)) {
+            return Poll::Ready(Some(data.map_err(FlowError::from)));
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx));
+        Poll::Ready(match trailers {
+            Ok(Some(trailers)) => OpenRefused::from_headers(&trailers).map(|why| Err(FlowError::Reset(why))),
+            Ok(None) => None,
+            Err(error) => Some(Err(error.into())),
+        })
+    }
+
+    /// [`Self::poll_data`] as a future.
+    pub async fn data(&mut self) -> Option<Result<Bytes, FlowError>> {
+        poll_fn(|cx| self.poll_data(cx)).await
+    }
+
+    /// Lets the peer send `len` bytes more.
+    pub fn release(&mut self, len: usize) {
+        // Fails only for more bytes than were received, and after the stream is gone, when nobody wants the credit.
+        let _ = self.stream.flow_control().release_capacity(len);
+    }
+}
+
+/// Reads a whole message of at most `max` bytes.
+pub(crate) async fn read_to_end(mut stream: RecvStream, max: usize) -> Result<Bytes, FlowError> {
+    let mut message = bytes::BytesMut::new();
+    while let Some(data) = stream.data().await {
+        let data = data?;
+        if message.len() + data.len() > max {
+            return Err(FlowError::BadMessage);
+        }
+        let _ = stream.flow_control().release_capacity(data.len());
+        message.extend_from_slice(&data);
+    }
+    Ok(message.freeze())
+}

@@ -1,0 +1,220 @@
+//! Joins a flow to a socket.
+
+use std::io;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::{Instant, sleep_until};
+use tp_protocol::datagram::{self, CapsuleDecoder};
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::limits::MAX_DATAGRAM_BYTES;
+use tp_protocol::open::OpenRefused;
+
+use crate::error::FlowError;
+use crate::flow::{Flow, FlowReceiver, FlowSender};
+
+/// Bytes read from a socket at once: a super-packet's worth.
+const READ_BYTES: usize = 64 << 10;
+
+/// Datagrams waiting for the tunnel; newer ones are dropped. 16 x 64 KiB = 1 MiB at worst.
+const DATAGRAM_BACKLOG: usize = 16;
+
+/// What a relay moved, and how it ended.
+#[derive(Debug, Default)]
+pub struct Relayed {
+    /// Bytes from the flow to the socket.
+    pub to_socket_bytes: u64,
+    /// Bytes from the socket to the flow.
+    pub to_flow_bytes: u64,
+    /// Datagrams that were dropped because the tunnel was slower than the socket.
+    pub dropped_datagrams: u64,
+    /// Why it ended, when that was not in good order.
+    pub error: Option<OpenRefused>,
+}
+
+/// Relays a TCP connection until both directions have ended. Half-close and resets pass in both directions.
+pub async fn tcp(flow: Flow, socket: TcpStream) -> Relayed {
+    let mut relayed = Relayed::default();
+    // Small writes come from a peer that has already decided to send them.
+    let _ = socket.set_nodelay(true);
+    let (mut sender, receiver) = flow.split();
+    let up = flow_to_socket(receiver, &socket, &mut relayed.to_socket_bytes);
+    let down = socket_to_flow(&socket, &mut sender, &mut relayed.to_flow_bytes);
+    // An error in one direction ends the other: a reset is not half a reset.
+    let ended = tokio::try_join!(up, down);
+    if let Err(end) = ended {
+        match end {
+            End::Socket(error) => {
+                let why = OpenRefused::new(ErrorClass::of_io(&error), error.to_string());
+                // Fails only when the client is gone as well.
+                let _ = sender.reset(&why);
+                relayed.error = Some(why);
+            }
+            End::Flow(error) => {
+                // Closing with a zero linger time sends RST instead of FIN (socket(7), SO_LINGER).
+                let _ = socket.set_zero_linger();
+                relayed.error = Some(match error {
+                    FlowError::Reset(why) => why,
+                    other => OpenRefused::new(ErrorClass::Reset, other.to_string()),
+                });
+            }
+        }
+    }
+    relayed
+}
+
+/// Which side ended a relay early.
+enum End {
+    Socket(io::Error),
+    Flow(FlowError),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(error)
+    }
+}
+
+impl From<FlowError> for End {
+    fn from(error: FlowError) -> Self {
+        Self::Flow(error)
+    }
+}
+
+async fn flow_to_socket(mut receiver: FlowReceiver, socket: &TcpStream, moved: &mut u64) -> Result<(), End> {
+    while let Some(data) = receiver.data().await {
+        let data = data?;
+        write_all(socket, &data).await?;
+        receiver.release(data.len());
+        *moved += data.len() as u64;
+    }
+    Ok(SockRef::from(socket).shutdown(Shutdown::Write)?)
+}
+
+async fn write_all(socket: &TcpStream, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        match socket.try_write(data) {
+            Ok(len) => data = &data[len..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn socket_to_flow(socket: &TcpStream, sender: &mut FlowSender, moved: &mut u64) -> Result<(), End> {
+    let mut buffer = BytesMut::new();
+    loop {
+        let Some(data) = read(socket, &mut buffer).await? else {
+            return Ok(sender.finish()?);
+        };
+        *moved += data.len() as u64;
+        sender.send_all(data).await?;
+    }
+}
+
+/// Reads what is there; `None` at the end. A flow that waits keeps no buffer.
+async fn read(socket: &TcpStream, buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
+    loop {
+        buffer.reserve(READ_BYTES);
+        match socket.try_read_buf(buffer) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(buffer.split().freeze())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                *buffer = BytesMut::new();
+                socket.readable().await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Relays a UDP association over a connected socket until the client ends it or nothing has moved for `idle`.
+///
+/// An ICMP error (`ECONNREFUSED`) ends it and is passed on.
+pub async fn udp(flow: Flow, socket: UdpSocket, idle: Duration) -> Relayed {
+    let mut relayed = Relayed::default();
+    let (mut sender, mut receiver) = flow.split();
+    let mut decoder = CapsuleDecoder::default();
+    let mut inbox = vec![0; MAX_DATAGRAM_BYTES];
+    let mut backlog = std::collections::VecDeque::<Bytes>::with_capacity(DATAGRAM_BACKLOG);
+    let mut deadline = Instant::now() + idle;
+    let end = loop {
+        let want = backlog.front().map_or(0, Bytes::len);
+        tokio::select! {
+            data = receiver.data() => match data {
+                Some(Ok(data)) => {
+                    receiver.release(data.len());
+                    decoder.handle_input(&data);
+                    match send_datagrams(&socket, &mut decoder, &mut relayed).await {
+                        Ok(()) => deadline = Instant::now() + idle,
+                        Err(why) => break Some(why),
+                    }
+                }
+                Some(Err(FlowError::Reset(why))) => break Some(why),
+                Some(Err(error)) => break Some(OpenRefused::new(ErrorClass::Reset, error.to_string())),
+                None => break None,
+            },
+            received = socket.recv(&mut inbox) => match received {
+                Ok(len) => {
+                    deadline = Instant::now() + idle;
+                    if backlog.len() == DATAGRAM_BACKLOG {
+                        relayed.dropped_datagrams += 1;
+                    } else {
+                        let mut capsule = BytesMut::new();
+                        datagram::encode(&inbox[..len], &mut capsule);
+                        relayed.to_flow_bytes += len as u64;
+                        backlog.push_back(capsule.freeze());
+                    }
+                }
+                Err(error) => break Some(OpenRefused::new(ErrorClass::of_io(&error), error.to_string())),
+            },
+            capacity = sender.capacity(want), if want > 0 => {
+                let sent = capacity.and_then(|len| {
+                    let mut capsule = backlog.pop_front().expect("want > 0");
+                    let head = capsule.split_to(len);
+                    if !capsule.is_empty() {
+                        backlog.push_front(capsule);
+                    }
+                    sender.send(head)
+                });
+                if let Err(error) = sent {
+                    break Some(OpenRefused::new(ErrorClass::Reset, error.to_string()));
+                }
+            }
+            () = sleep_until(deadline) => break None,
+        }
+    };
+    // Fails only when the client is gone.
+    let _ = match &end {
+        Some(why) => sender.reset(why),
+        None => sender.finish(),
+    };
+    relayed.error = end;
+    relayed
+}
+
+/// Sends every whole datagram on.
+async fn send_datagrams(
+    socket: &UdpSocket,
+    decoder: &mut CapsuleDecoder,
+    relayed: &mut Relayed,
+) -> Result<(), OpenRefused> {
+    loop {
+        match decoder.poll_datagram() {
+            Ok(Some(payload)) => match socket.send(&payload).await {
+                Ok(_) => relayed.to_socket_bytes += payload.len() as u64,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return Err(OpenRefused::new(ErrorClass::Refused, error.to_string()));
+                }
+                // One datagram that the network does not take (EMSGSIZE, ENETUNREACH) is one lost datagram.
+                Err(_) => relayed.dropped_datagrams += 1,
+            },
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(OpenRefused::new(ErrorClass::Failed, error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The end of a lane that carries out opens: the manager.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::ext::Protocol;
+use h2::server::{Builder, Connection, SendResponse};
+use http::{Method, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::hello::{ClientHello, Refusal, ServerHello, Welcome};
+use tp_protocol::limits;
+use tp_protocol::open::{Open, OpenRefused, Transport, UDP_PROTOCOL};
+
+use crate::control::Control;
+use crate::error::{FlowError, LaneError};
+use crate::flow::{Flow, read_to_end};
+use crate::handshake::{self, Prefixed};
+use crate::keepalive;
+
+/// Target of a DNS query (RFC 8484).
+pub(crate) const DNS_URI: &str = "https://tp-manager/dns-query";
+
+/// Media type of a DNS message (RFC 8484 section 6).
+pub(crate) const DNS_MEDIA_TYPE: &str = "application/dns-message";
+
+/// Target of the control channel.
+pub(crate) const CONTROL_URI: &str = "https://tp-manager/tp.v1/control";
+
+/// How long a stream that was reset is remembered, so that frames still under way to it are no error.
+const RESET_MEMORY: Duration = Duration::from_secs(10);
+
+/// A lane whose hello was read and not answered yet.
+#[derive(Debug)]
+pub struct Pending<IO> {
+    /// What the client said.
+    pub hello: ClientHello,
+    io: Prefixed<IO>,
+}
+
+/// A lane that was let in.
+pub struct LaneServer<IO> {
+    connection: Connection<Prefixed<IO>, Bytes>,
+    keepalive: Pin<Box<dyn Future<Output = Result<std::convert::Infallible, LaneError>> + Send>>,
+}
+
+/// What the client asks for on a new stream.
+#[derive(Debug)]
+pub enum Incoming {
+    /// Dial this and connect it to the flow.
+    Open(Open, Responder),
+    /// Ask the cluster's DNS.
+    Resolve(ResolveRequest),
+    /// The control channel.
+    Control(Control),
+}
+
+/// Answers an open.
+#[derive(Debug)]
+pub struct Responder {
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+}
+
+/// A DNS query whose message is still to be read.
+#[derive(Debug)]
+pub struct ResolveRequest {
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+}
+
+/// Answers a DNS query.
+#[derive(Debug)]
+pub struct ResolveResponder {
+    respond: SendResponse<Bytes>,
+}
+
+/// Reads the hello of a client or an agent.
+///
+/// # Errors
+/// [`LaneError`] when the peer does not speak the protocol or takes too long.
+pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> Result<Pending<IO>, LaneError> {
+    let (hello, io) = handshake::receive(io).await?;
+    Ok(Pending { hello, io })
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Pending<IO> {
+    /// Tells the peer why it may not come in, and closes the lane.
+    ///
+    /// # Errors
+    /// [`LaneError`] when the peer is gone already.
+    pub async fn refuse(mut self, refusal: Refusal) -> Result<(), LaneError> {
+        handshake::send(&mut self.io, &ServerHello::from(refusal)).await?;
+        tokio::io::AsyncWriteExt::shutdown(&mut self.io).await?;
+        Ok(())
+    }
+
+    /// Lets the peer in and starts HTTP/2.
+    ///
+    /// # Errors
+    /// [`LaneError`] when the lane fails first.
+    pub async fn welcome(mut self, welcome: Welcome) -> Result<LaneServer<IO>, LaneError> {
+        handshake::send(&mut self.io, &ServerHello::from(welcome)).await?;
+        let handshake = Builder::new()
+            .initial_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
+            .max_frame_size(limits::MAX_FRAME_BYTES)
+            .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
+            .max_concurrent_streams(limits::MAX_STREAMS_PER_LANE)
+            .max_concurrent_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
+            .max_pending_accept_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
+            .max_local_error_reset_streams(None)
+            .reset_stream_duration(RESET_MEMORY)
+            .enable_connect_protocol()
+            .handshake(self.io);
+        let mut connection = tokio::time::timeout(handshake::HELLO_TIMEOUT, handshake)
+            .await
+            .map_err(|_| LaneError::TimedOut(handshake::HELLO_TIMEOUT))??;
+        let ping_pong = connection.ping_pong().expect("asked for once");
+        Ok(LaneServer { connection, keepalive: Box::pin(keepalive::run(ping_pong)) })
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> LaneServer<IO> {
+    /// Moves the lane's bytes and returns what the client asks for next; `None` when the lane has ended.
+    ///
+    /// Must be called in a loop: nothing on the lane moves otherwise. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`LaneError`] when the lane is lost.
+    pub async fn next(&mut self) -> Option<Result<Incoming, LaneError>> {
+        loop {
+            let (request, respond) = match poll_fn(|cx| self.poll_accept(cx)).await? {
+                Ok(accepted) => accepted,
+                Err(error) => return Some(Err(error)),
+            };
+            match classify(request, respond) {
+                Some(incoming) => return Some(Ok(incoming)),
+                None => continue,
+            }
+        }
+    }
+
+    /// Lets the client open nothing more and ends the lane when its flows have ended. Keep calling [`Self::next`].
+    pub fn graceful_shutdown(&mut self) {
+        self.connection.graceful_shutdown();
+    }
+
+    fn poll_accept(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Option<Result<Accepted, LaneError>>> {
+        if let Poll::Ready(Err(error)) = self.keepalive.as_mut().poll(cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        self.connection.poll_accept(cx).map(|accepted| accepted.map(|a| a.map_err(LaneError::from)))
+    }
+}
+
+type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// Sorts a request; one that is not of this protocol is answered here.
+fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<Incoming> {
+    let (parts, recv) = request.into_parts();
+    let refused = match (&parts.method, parts.uri.path()) {
+        (&Method::CONNECT, _) => match Open::from_parts(&parts) {
+            Ok(open) if open.transport == Transport::Tcp || is_udp(&parts) => {
+                return Some(Incoming::Open(open, Responder { respond, recv }));
+            }
+            Ok(_) => OpenRefused::new(ErrorClass::Failed, "unknown :protocol"),
+            Err(error) => OpenRefused::new(ErrorClass::Failed, error.to_string()),
+        },
+        (&Method::POST, "/dns-query") => return Some(Incoming::Resolve(ResolveRequest { respond, recv })),
+        (&Method::POST, "/tp.v1/control") => {
+            let send = respond.send_response(Response::new(()), false).ok()?;
+            return Some(Incoming::Control(Control::new(send, recv)));
+        }
+        (method, path) => OpenRefused::new(ErrorClass::Failed, format!("unknown request {method} {path}")),
+    };
+    refuse(&mut respond, &refused, StatusCode::NOT_FOUND);
+    None
+}
+
+fn is_udp(parts: &http::request::Parts) -> bool {
+    parts.extensions.get::<Protocol>().is_some_and(|p| p.as_str() == UDP_PROTOCOL)
+}
+
+fn refuse(respond: &mut SendResponse<Bytes>, refused: &OpenRefused, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    refused.write_headers(response.headers_mut());
+    // Fails only when the client has cancelled the stream, so nobody waits for the answer.
+    let _ = respond.send_response(response, true);
+}
+
+impl Responder {
+    /// Says that the far end has accepted.
+    ///
+    /// # Errors
+    /// [`FlowError::Cancelled`] when the client has given up meanwhile.
+    pub fn accept(mut self) -> Result<Flow, FlowError> {
+        let send = self.respond.send_response(Response::new(()), false)?;
+        Ok(Flow::new(send, self.recv))
+    }
+
+    /// Says why the far end was not reached.
+    pub fn refuse(mut self, refused: &OpenRefused) {
+        refuse(&mut self.respond, refused, refused.status());
+    }
+
+    /// Resolves when the client gives up before it was answered.
+    pub async fn cancelled(&mut self) {
+        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}
+
+impl ResolveRequest {
+    /// Reads the query, a DNS message.
+    ///
+    /// # Errors
+    /// [`FlowError`] when it is too long or the client has given up.
+    pub async fn query(self) -> Result<(Bytes, ResolveResponder), FlowError> {
+        let query = read_to_end(self.recv, limits::MAX_DNS_BYTES).await?;
+        Ok((query, ResolveResponder { respond: self.respond }))
+    }
+}
+
+impl ResolveResponder {
+    /// Sends the answer, a DNS message.
+    pub fn answer(mut self, message: Bytes) {
+        let response = Response::builder().header(http::header::CONTENT_TYPE, DNS_MEDIA_TYPE).body(());
+        // Fails only when the client has given up meanwhile.
+        if let Ok(mut send) = self.respond.send_response(response.expect("made of constants"), false) {
+            let _ = send.send_data(message, true);
+        }
+    }
+
+    /// Says that the cluster's DNS gave no answer.
+    pub fn refuse(mut self, refused: &OpenRefused) {
+        refuse(&mut self.respond, refused, refused.status());
+    }
+}

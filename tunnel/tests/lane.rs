@@ -1,0 +1,228 @@
+//! A lane over an in-memory pipe, with a manager's end that dials real loopback sockets.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tp_protocol::control::{FromManager, Ping, ToManager, from_manager, to_manager};
+use tp_protocol::datagram::{self, CapsuleDecoder};
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
+use tp_protocol::open::{Host, Open, OpenRefused, Transport};
+use tp_tunnel::client::{self, Lane};
+use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
+use tp_tunnel::server::{self, Incoming};
+use tp_tunnel::{flow::Flow, relay};
+
+/// Serves one lane as a manager without policy would.
+async fn serve(io: tokio::io::DuplexStream) {
+    let pending = server::accept(io).await.unwrap();
+    let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }).await.unwrap();
+    while let Some(Ok(incoming)) = lane.next().await {
+        tokio::spawn(async move {
+            match incoming {
+                Incoming::Open(open, responder) => {
+                    let Host::Ip(ip) = open.host else { panic!("tests open addresses") };
+                    let dst = SocketAddr::new(ip, open.port);
+                    match open.transport {
+                        Transport::Tcp => match TcpStream::connect(dst).await {
+                            Ok(socket) => drop(relay::tcp(responder.accept().unwrap(), socket).await),
+                            Err(e) => responder.refuse(&OpenRefused::new(ErrorClass::of_io(&e), e.to_string())),
+                        },
+                        Transport::Udp => {
+                            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                            socket.connect(dst).await.unwrap();
+                            relay::udp(responder.accept().unwrap(), socket, Duration::from_secs(30)).await;
+                        }
+                    }
+                }
+                Incoming::Resolve(request) => {
+                    let (query, responder) = request.query().await.unwrap();
+                    responder.answer(Bytes::from([b"re: ", &query[..]].concat()));
+                }
+                Incoming::Control(control) => {
+                    let (mut sender, mut receiver) = control.split();
+                    let Some(Ok(ToManager { kind: Some(to_manager::Kind::Pong(ping)) })) = receiver.recv().await else {
+                        panic!("expected a pong");
+                    };
+                    sender.send(&FromManager::from(from_manager::Kind::Ping(ping))).await.unwrap();
+                    sender.finish().unwrap();
+                    assert!(receiver.recv::<ToManager>().await.is_none());
+                }
+            }
+        });
+    }
+}
+
+async fn lane() -> Lane {
+    let (near, far) = tokio::io::duplex(256 << 10);
+    tokio::spawn(serve(far));
+    let connected = client::connect(near, &ClientHello::new("0.1.0", "test")).await.unwrap();
+    tokio::spawn(connected.driver);
+    connected.lane
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+async fn open(lane: &Lane, transport: Transport, dst: SocketAddr) -> Flow {
+    lane.open(&Open::new(transport, dst)).await.unwrap()
+}
+
+#[tokio::test]
+async fn half_close_passes_in_both_directions_and_nothing_is_lost() {
+    let (listener, addr) = listener().await;
+    let server = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut received = Vec::new();
+        socket.read_to_end(&mut received).await.unwrap();
+        socket.write_all(&received).await.unwrap();
+    });
+    let (mut sender, mut receiver) = open(&lane().await, Transport::Tcp, addr).await.split();
+    let sent: Vec<u8> = (0..10_000_000u32).map(|n| n.to_be_bytes()[3] ^ n.to_be_bytes()[2]).collect();
+    sender.send_all(sent.clone().into()).await.unwrap();
+    sender.finish().unwrap();
+    let mut echoed = Vec::new();
+    while let Some(data) = receiver.data().await {
+        let data = data.unwrap();
+        receiver.release(data.len());
+        echoed.extend_from_slice(&data);
+    }
+    assert!(echoed == sent);
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn closed_port_is_refused_with_its_class() {
+    let (listener, addr) = listener().await;
+    drop(listener);
+    let refused = lane().await.open(&Open::new(Transport::Tcp, addr)).await.unwrap_err();
+    assert_eq!(refused.class(), ErrorClass::Refused);
+}
+
+#[tokio::test]
+async fn reset_by_the_server_arrives_as_reset() {
+    let (listener, addr) = listener().await;
+    let (_sender, mut receiver) = open(&lane().await, Transport::Tcp, addr).await.split();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    socket.write_all(b"last words").await.unwrap();
+    assert_eq!(receiver.data().await.unwrap().unwrap(), "last words");
+    socket.set_zero_linger().unwrap();
+    drop(socket);
+    let Some(Err(FlowError::Reset(why))) = receiver.data().await else { panic!("expected a reset") };
+    assert_eq!(why.class, ErrorClass::Reset);
+}
+
+#[tokio::test]
+async fn reset_by_the_client_reaches_the_server_as_reset() {
+    for orderly in [true, false] {
+        let (listener, addr) = listener().await;
+        let (mut sender, receiver) = open(&lane().await, Transport::Tcp, addr).await.split();
+        let (mut socket, _) = listener.accept().await.unwrap();
+        if orderly {
+            sender.reset(&OpenRefused::new(ErrorClass::Reset, "gone")).unwrap();
+        }
+        drop((sender, receiver));
+        let error = socket.read(&mut [0; 16]).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
+async fn dropping_a_flow_leaves_the_lane_to_others() {
+    let (listener, addr) = listener().await;
+    let lane = lane().await;
+    for _ in 0..300 {
+        let flow = open(&lane, Transport::Tcp, addr).await;
+        drop((flow, listener.accept().await.unwrap()));
+    }
+    let (_sender, mut receiver) = open(&lane, Transport::Tcp, addr).await.split();
+    listener.accept().await.unwrap().0.write_all(b"alive").await.unwrap();
+    assert_eq!(receiver.data().await.unwrap().unwrap(), "alive");
+}
+
+#[tokio::test]
+async fn datagrams_keep_their_boundaries_and_a_closed_port_comes_back_as_refused() {
+    let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (mut sender, mut receiver) = open(&lane().await, Transport::Udp, echo.local_addr().unwrap()).await.split();
+    let mut decoder = CapsuleDecoder::default();
+    for len in [0, 1, 1400, 65_507] {
+        let mut capsule = bytes::BytesMut::new();
+        datagram::encode(&vec![7; len], &mut capsule);
+        sender.send_all(capsule.freeze()).await.unwrap();
+        let mut inbox = vec![0; 65_536];
+        let (received, from) = echo.recv_from(&mut inbox).await.unwrap();
+        assert_eq!(received, len);
+        echo.send_to(&inbox[..len], from).await.unwrap();
+        let payload = loop {
+            if let Some(payload) = decoder.poll_datagram().unwrap() {
+                break payload;
+            }
+            let data = receiver.data().await.unwrap().unwrap();
+            receiver.release(data.len());
+            decoder.handle_input(&data);
+        };
+        assert_eq!(payload.len(), len);
+    }
+    drop(echo);
+    let mut capsule = bytes::BytesMut::new();
+    datagram::encode(b"anybody?", &mut capsule);
+    sender.send_all(capsule.freeze()).await.unwrap();
+    let Some(Err(FlowError::Reset(why))) = receiver.data().await else { panic!("expected a refusal") };
+    assert_eq!(why.class, ErrorClass::Refused);
+}
+
+#[tokio::test]
+async fn dns_messages_and_control_messages_go_there_and_back() {
+    let lane = lane().await;
+    assert_eq!(lane.resolve(Bytes::from_static(b"web?")).await.unwrap(), "re: web?");
+    let (mut sender, mut receiver) = lane.control().await.unwrap().split();
+    sender.send(&ToManager::from(to_manager::Kind::Pong(Ping { number: 9 }))).await.unwrap();
+    let answer: FromManager = receiver.recv().await.unwrap().unwrap();
+    assert_eq!(answer, from_manager::Kind::Ping(Ping { number: 9 }).into());
+    assert!(receiver.recv::<FromManager>().await.is_none());
+    sender.finish().unwrap();
+}
+
+#[tokio::test]
+async fn refused_hello_carries_the_reason() {
+    let (near, far) = tokio::io::duplex(4096);
+    let server = tokio::spawn(async move {
+        let pending = server::accept(far).await.unwrap();
+        pending.refuse(Refusal::new(RefusalCode::ShuttingDown, "the manager is stopping", "0.1.0")).await.unwrap();
+    });
+    let Err(LaneError::Refused(refusal)) = client::connect(near, &ClientHello::new("0.1.0", "t")).await else {
+        panic!("expected a refusal");
+    };
+    assert_eq!((refusal.code(), refusal.message.as_str()), (RefusalCode::ShuttingDown, "the manager is stopping"));
+    server.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_peer_is_given_up() {
+    let (near, _far) = tokio::io::duplex(4096);
+    let Err(LaneError::TimedOut(_)) = client::connect(near, &ClientHello::new("0.1.0", "t")).await else {
+        panic!("expected a timeout");
+    };
+}
+
+#[tokio::test]
+async fn lost_lane_fails_opens_and_flows() {
+    let (near, far) = tokio::io::duplex(256 << 10);
+    let server = tokio::spawn(serve(far));
+    let connected = client::connect(near, &ClientHello::new("0.1.0", "test")).await.unwrap();
+    let driver = tokio::spawn(connected.driver);
+    let (_listener, addr) = listener().await;
+    let (_sender, mut receiver) = open(&connected.lane, Transport::Tcp, addr).await.split();
+    server.abort();
+    assert!(matches!(receiver.data().await, Some(Err(FlowError::Cancelled(_)))));
+    // A byte stream that ends is an orderly end to HTTP/2; that the driver returns is what its owner acts on.
+    driver.await.unwrap().unwrap();
+    let error = connected.lane.open(&Open::new(Transport::Tcp, addr)).await.unwrap_err();
+    assert!(matches!(error, FlowOpenError::Lane(_)), "{error}");
+}

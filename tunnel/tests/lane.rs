@@ -1,4 +1,5 @@
 //! A lane over an in-memory pipe, with a manager's end that dials real loopback sockets.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -13,7 +13,7 @@ pub const MAX_ATTACH_BYTES: usize = 4 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {
     /// Which request.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: Option<request::Kind>,
 }
 
@@ -34,6 +34,10 @@ pub mod request {
         /// End the session and exit. Final reply: `Done`, after the manager was told.
         #[prost(message, tag = "4")]
         Quit(super::Empty),
+        /// End the connection when this stream ends, as `Connect` with `hold` does: for a stream that replaces one which
+        /// ended with a daemon process that its init restarted. Final reply: `Done`.
+        #[prost(message, tag = "5")]
+        Hold(super::Empty),
     }
 }
 

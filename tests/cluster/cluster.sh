@@ -11,6 +11,7 @@ usage: tests/cluster/cluster.sh COMMAND [--name NAME] [OPTIONS]
   down          remove it and all its traces, but for the images it is made from
   load IMAGE..  put images of the local engine into every node, as docker.io/local/NAME:TAG, and restart pods
                 that run an earlier build of them
+  samples [NAME..]  put the sample workloads of samples/ into it, all but `agent` if none is named, and wait for them
   kubeconfig [admin|user]   print the path of a kubeconfig (default admin)
   kubectl ARGS..            kubectl as the administrator
   logs [DIR]    print the ends of all logs of nodes and pods, or save them whole in DIR
@@ -30,6 +31,31 @@ save_kubeconfig() { # admin|user COMMAND...
   shift
   mkdir -p "$state"
   (umask 077 && "$@" >"$state/$kind.kubeconfig.part" && mv "$state/$kind.kubeconfig.part" "$state/$kind.kubeconfig")
+}
+
+# As the administrator, by the node's own kubectl where the cluster is ours.
+any_kubectl() {
+  if [ "$kind_of_cluster" = own ]; then kube "$@"; else kubectl --kubeconfig "$state/admin.kubeconfig" "$@"; fi
+}
+
+# Applies sample manifests, whose images have to be loaded before, and waits until their pods are ready.
+samples() {
+  [ $# -gt 0 ] || set -- web streams db files services
+  local sample
+  for sample in "$@"; do
+    [ -e "$here/samples/$sample.yaml" ] || die "no sample $sample in $here/samples"
+    sed -e "s|docker.io/local/|$TP_REGISTRY/|; s|:VERSION|:$TP_VERSION|" "$here/samples/$sample.yaml"
+    echo ---
+  done | any_kubectl apply -f - >/dev/null
+  local namespace kind workload
+  any_kubectl get deployments,statefulsets -A \
+    -o 'jsonpath={range .items[*]}{.metadata.namespace} {.kind} {.metadata.name}{"\n"}{end}' |
+    while read -r namespace kind workload; do
+      any_kubectl -n "$namespace" rollout status "$kind/$workload" --timeout=120s </dev/null >/dev/null || {
+        any_kubectl -n "$namespace" describe pods </dev/null | tail -n 40 >&2
+        die "$namespace/$workload is not ready; its pods are above"
+      }
+    done
 }
 
 command=${1:-help}
@@ -71,8 +97,8 @@ case $command:$kind_of_cluster in
   load:own) load_own "${rest[@]}" ;;
   load:*) load_elsewhere "${rest[@]}" ;;
   kubeconfig:*) echo "$state/${rest[0]:-admin}.kubeconfig" ;;
-  kubectl:own) kube "${rest[@]}" ;;
-  kubectl:*) kubectl --kubeconfig "$state/admin.kubeconfig" "${rest[@]}" ;;
+  samples:*) samples "${rest[@]}" ;;
+  kubectl:*) any_kubectl "${rest[@]}" ;;
   logs:own) logs "${rest[@]}" ;;
   logs:*) logs_of_pods -1 ;;
   list:*) list_own ;;

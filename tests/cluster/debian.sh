@@ -3,12 +3,16 @@
 
 DEBIAN_SUITE=bookworm
 
+# Not in the images: what is there for people only, and the compiler that PostgreSQL can do without (150 MB).
+DEBIAN_LEFT_OUT=('dev/*' 'var/cache/apt/*' 'var/lib/apt/lists/*' 'usr/share/doc/*' 'usr/share/man/*' 'usr/share/locale/*'
+  'usr/lib/*/libLLVM*' 'usr/lib/*/libz3*' 'usr/lib/postgresql/*/lib/llvmjit*' 'usr/lib/postgresql/*/lib/bitcode')
+
 # Prints the name of an image with Debian's minimal system and the given packages, and makes it first if it is not
 # there (a good minute): debian_image REPOSITORY PACKAGE...
 debian_image() {
   local repository=$1 image rootfs
   shift
-  image=$repository:$(hash_of <<<"$DEBIAN_SUITE $*")
+  image=$repository:$(hash_of <<<"$DEBIAN_SUITE $* ${DEBIAN_LEFT_OUT[*]}")
   docker image inspect "$image" >/dev/null 2>&1 || {
     have debootstrap || die "no debootstrap on PATH: run \`tests/preflight.sh\`, which installs it"
     step "making a Debian image for $repository (about a minute, once)"
@@ -20,8 +24,8 @@ debian_image() {
       as_root rm -rf "$rootfs"
       die "debootstrap failed; its output is in $TP_CACHE/debootstrap.log. A mirror that is reachable: TP_DEBIAN_MIRROR=URL"
     }
-    as_root tar -C "$rootfs" -c --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' --exclude='./usr/share/doc/*' \
-      --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./dev/*' . | docker import - "$image" >/dev/null
+    # shellcheck disable=SC2046 # patterns without spaces
+    as_root tar -C "$rootfs" -c $(printf -- '--exclude=./%s ' "${DEBIAN_LEFT_OUT[@]}") . | docker import - "$image" >/dev/null
     as_root rm -rf "$rootfs"
     remove_other_tags "$image"
   }

@@ -1,1 +1,41 @@
-fn main() {}
+//! `tp-manager`: reads the configuration, starts logging, runs.
+
+use std::process::ExitCode;
+
+use tp_manager::config::{self, Log};
+use tp_manager::{log, run};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Threads that run tasks. Copying bytes for a few dozen clients needs no more, and each costs memory.
+const WORKERS: usize = 2;
+
+/// The manager failed.
+const EXIT_FAILURE: u8 = 1;
+/// The configuration is not valid.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let (config, pod) = match config::load(|name| std::env::var(name).ok()) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            log::start(&Log::default());
+            tracing::error!("{error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    log::start(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run::run(config, pod)).map_err(|error| error.to_string()),
+        Err(error) => Err(format!("cannot start threads: {error}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}

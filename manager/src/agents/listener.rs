@@ -1,0 +1,244 @@
+//! The agents' door: TLS, hello, token review, registration.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
+use tp_protocol::control::from_manager::Kind as From;
+use tp_protocol::control::{FromManager, Goodbye, Ping, ToManager};
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
+use tp_protocol::open::OpenRefused;
+use tp_tunnel::control::Control;
+use tp_tunnel::error::{FlowError, LaneError};
+use tp_tunnel::server::{self, Incoming, LaneServer};
+
+use super::review::Reviewer;
+use super::{Agents, Registration, admit};
+use crate::lane::control::{STOPPING, pings};
+use crate::lane::refuse;
+use crate::listen::accept_errors;
+use crate::{VERSION, log_end};
+
+/// All that agents' lanes need.
+#[derive(Debug)]
+pub struct AgentServices<R> {
+    /// Name of the manager's pod.
+    pub pod: String,
+    /// The list.
+    pub agents: Agents,
+    /// Reviews tokens.
+    pub reviewer: R,
+    /// Longest wait for TLS. The hello has its own limit.
+    pub handshake: Duration,
+    /// Cancelled when the manager stops.
+    pub stopping: CancellationToken,
+}
+
+/// Unauthenticated connections at once from one address, so that one pod cannot keep all others out. An agent opens one.
+const HANDSHAKES_PER_ADDRESS_MAX: usize = 8;
+
+/// Accepts agents until the manager stops, then waits for their lanes to end.
+///
+/// `handshakes_max` connections may be unauthenticated at once; while there are as many, nothing more is accepted.
+pub async fn run<R: Reviewer>(
+    services: Arc<AgentServices<R>>,
+    listener: TcpListener,
+    tls: watch::Receiver<Option<Arc<ServerConfig>>>,
+    handshakes_max: usize,
+) {
+    let gate = Gate { room: Arc::new(Semaphore::new(handshakes_max)), by_address: Arc::default() };
+    let mut lanes = JoinSet::new();
+    loop {
+        let place = gate.room.clone().acquire_owned();
+        tokio::select! {
+            accepted = async { (place.await, listener.accept().await) } => {
+                let (Ok(place), accepted) = accepted else { return };
+                let Some((socket, peer)) = accept_errors(accepted).await else { continue };
+                let Some(tls) = tls.borrow().clone() else { continue };
+                let Some(turn) = gate.enter(place, peer.ip()) else {
+                    tracing::debug!(%peer, "too many unauthenticated connections from this address");
+                    continue;
+                };
+                let services = services.clone();
+                lanes.spawn(async move {
+                    if let Err(error) = handshake(&services, socket, tls, turn).await {
+                        tracing::debug!(%peer, %error, "agent's connection ended");
+                    }
+                });
+            }
+            Some(ended) = lanes.join_next() => log_end("agent", ended),
+            () = services.stopping.cancelled() => break,
+        }
+    }
+    drop(listener);
+    while let Some(ended) = lanes.join_next().await {
+        log_end("agent", ended);
+    }
+}
+
+/// Counts the connections that are not authenticated yet.
+struct Gate {
+    room: Arc<Semaphore>,
+    /// Guards a count per address; held for one map operation at a time.
+    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// One unauthenticated connection's place. Dropping it makes room for another.
+struct Turn {
+    address: IpAddr,
+    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Gate {
+    /// Returns a turn, unless the address has as many as it may.
+    fn enter(&self, place: OwnedSemaphorePermit, address: IpAddr) -> Option<Turn> {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.entry(address).or_default();
+        if *count >= HANDSHAKES_PER_ADDRESS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Turn { address, by_address: self.by_address.clone(), _place: place })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut entry) = by_address.entry(self.address) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// Makes TLS and serves the agent behind it.
+async fn handshake<R: Reviewer>(
+    services: &AgentServices<R>,
+    socket: TcpStream,
+    tls: Arc<ServerConfig>,
+    turn: Turn,
+) -> Result<(), LaneError> {
+    let accept = TlsAcceptor::from(tls).accept(socket);
+    let tls = timeout(services.handshake, accept).await.map_err(|_| LaneError::TimedOut(services.handshake))??;
+    serve(services, tls, turn).await
+}
+
+/// Serves one agent's lane until it ends. `turn` is held until the agent is authenticated.
+async fn serve<R, IO>(services: &AgentServices<R>, io: IO, turn: Turn) -> Result<(), LaneError>
+where
+    R: Reviewer,
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let pending = server::accept(io).await?;
+    let hello = &pending.hello;
+    let (registration, welcome) = match let_in(services, hello).await {
+        Ok(let_in) => let_in,
+        Err(refusal) => return refuse(pending, refusal).await,
+    };
+    let who = hello.agent.clone().unwrap_or_default();
+    tracing::info!(namespace = who.namespace, pod = who.pod, version = hello.software_version, "agent registered");
+    let lane = pending.welcome(welcome).await?;
+    drop(turn);
+    let result = talk(services, lane).await;
+    drop(registration);
+    let error = result.as_ref().err().map(ToString::to_string);
+    tracing::info!(namespace = who.namespace, pod = who.pod, error, "agent gone");
+    Ok(())
+}
+
+/// Decides on a hello.
+async fn let_in<R: Reviewer>(
+    services: &AgentServices<R>,
+    hello: &ClientHello,
+) -> Result<(Registration, Welcome), Refusal> {
+    let (version, features) = hello.negotiate(VERSION)?;
+    if services.stopping.is_cancelled() {
+        return Err(Refusal::new(RefusalCode::ShuttingDown, STOPPING, VERSION));
+    }
+    let reviewed = match &hello.agent {
+        None => None,
+        Some(identity) => services.reviewer.review(identity.token.clone()).await.map_err(|error| {
+            tracing::warn!(%error, "agent's token not reviewed");
+            Refusal::new(RefusalCode::Unspecified, &error.to_string(), VERSION)
+        })?,
+    };
+    let identity = admit(hello, reviewed.as_ref())?;
+    let registration = services.agents.register(identity, &hello.software_version)?;
+    let welcome = Welcome {
+        version,
+        features,
+        software_version: VERSION.to_owned(),
+        manager_pod: services.pod.clone(),
+        ..Welcome::default()
+    };
+    Ok((registration, welcome))
+}
+
+/// Serves what an agent may ask for: its control channel. It opens no flows into the cluster, since it is there.
+async fn talk<R, IO>(services: &AgentServices<R>, mut lane: LaneServer<IO>) -> Result<(), LaneError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut tasks = JoinSet::new();
+    let mut stopping = false;
+    let not_for_agents = || OpenRefused::new(ErrorClass::Denied, "agents have no use for this");
+    loop {
+        tokio::select! {
+            incoming = lane.next() => match incoming {
+                None => return Ok(()),
+                Some(Err(error)) => return Err(error),
+                Some(Ok(Incoming::Open(_, responder))) => responder.refuse(&not_for_agents()),
+                Some(Ok(Incoming::Resolve(request))) => drop(request),
+                Some(Ok(Incoming::Control(control))) => {
+                    let stopping = services.stopping.clone();
+                    tasks.spawn(async move {
+                        if let Err(error) = serve_control(&stopping, control).await {
+                            tracing::debug!(%error, "agent's control channel lost");
+                        }
+                    });
+                }
+            },
+            Some(ended) = tasks.join_next() => log_end("agent's control channel", ended),
+            () = services.stopping.cancelled(), if !stopping => {
+                stopping = true;
+                lane.graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Serves an agent's control channel until either end closes it.
+async fn serve_control(stopping: &CancellationToken, control: Control) -> Result<(), FlowError> {
+    let (mut sender, mut receiver) = control.split();
+    let mut pings = pings();
+    loop {
+        tokio::select! {
+            number = pings.next() => sender.send(&FromManager::from(From::Ping(Ping { number }))).await?,
+            () = stopping.cancelled() => {
+                let goodbye = From::Goodbye(Goodbye { reason: STOPPING.to_owned() });
+                sender.send(&FromManager::from(goodbye)).await?;
+                return sender.finish();
+            }
+            message = receiver.recv::<ToManager>() => match message {
+                None => return Ok(()),
+                // Goodbyes and pongs: the end of the lane says the same.
+                Some(message) => drop(message?),
+            },
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Dials TCP and UDP in the cluster for clients: resolves, asks the policy, connects.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::open::{Host, Open, OpenRefused, Transport};
+
+use crate::dns::{Forwarder, lookup};
+use crate::policy::{Denied, Policy, canonical};
+
+/// Quiet time after which a dialled connection is probed. Below the idle limits of conntrack and of cloud NAT gateways
+/// (350 s and more), so that a quiet flow stays; a dead peer is noticed after [`KEEPALIVE_PROBES`] more intervals.
+const KEEPALIVE: Duration = Duration::from_secs(120);
+
+/// Probes without an answer before a connection is given up.
+const KEEPALIVE_PROBES: u32 = 5;
+
+/// Dials for clients.
+#[derive(Debug)]
+pub struct Dialer {
+    policy: watch::Receiver<Arc<Policy>>,
+    dns: Arc<Forwarder>,
+    domain: String,
+    timeout: Duration,
+}
+
+/// A socket that is connected.
+#[derive(Debug)]
+pub enum Dialled {
+    /// The peer has accepted.
+    Tcp(TcpStream),
+    /// The socket takes datagrams from the peer only.
+    Udp(UdpSocket),
+}
+
+impl From<Denied> for OpenRefused {
+    fn from(denied: Denied) -> Self {
+        Self::new(ErrorClass::Denied, denied.to_string())
+    }
+}
+
+impl Dialer {
+    /// Dials what `policy` allows, in at most `timeout`. Names are resolved by `dns`, with `domain` as the cluster's.
+    #[must_use]
+    pub fn new(policy: watch::Receiver<Arc<Policy>>, dns: Arc<Forwarder>, domain: String, timeout: Duration) -> Self {
+        Self { policy, dns, domain, timeout }
+    }
+
+    /// Returns when `open` is to be given up.
+    #[must_use]
+    pub fn deadline(&self, open: &Open) -> Instant {
+        Instant::now() + open.deadline.map_or(self.timeout, |asked| asked.min(self.timeout))
+    }
+
+    /// Connects to the destination of `open`.
+    ///
+    /// # Errors
+    /// [`OpenRefused`] in the terms of the sockets API, for the socket that asked.
+    pub async fn dial(&self, open: &Open, deadline: Instant) -> Result<Dialled, OpenRefused> {
+        let addresses = match &open.host {
+            Host::Ip(ip) => vec![SocketAddr::new(*ip, open.port)],
+            Host::Name(name) => {
+                let namespace = open.namespace.as_deref();
+                let ips = timeout_at(deadline, lookup::addresses(&self.dns, name, namespace, &self.domain))
+                    .await
+                    .map_err(|_| timed_out(open))??;
+                ips.into_iter().map(|ip| SocketAddr::new(ip, open.port)).collect()
+            }
+        };
+        let policy = self.policy.borrow().clone();
+        let allowed = policy.check_all(&addresses)?;
+        let mut refused = timed_out(open);
+        for (index, &dst) in allowed.iter().enumerate() {
+            // Every address gets a fair share of the time that is left.
+            let shares = u32::try_from(allowed.len() - index).expect("a DNS message has few addresses");
+            let share = Instant::now() + deadline.saturating_duration_since(Instant::now()) / shares;
+            // The address that the policy judged is the one that is dialled.
+            let dst = SocketAddr::new(canonical(dst.ip()), dst.port());
+            match timeout_at(share, connect(open.transport, dst)).await {
+                Ok(Ok(dialled)) => return Ok(dialled),
+                Ok(Err(error)) => refused = explain(dst, &error),
+                Err(_) => refused = timed_out(open),
+            }
+        }
+        Err(refused)
+    }
+}
+
+/// Connects one socket.
+async fn connect(transport: Transport, dst: SocketAddr) -> io::Result<Dialled> {
+    match transport {
+        Transport::Tcp => {
+            let socket = TcpStream::connect(dst).await?;
+            let keepalive =
+                TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_PROBES);
+            SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+            Ok(Dialled::Tcp(socket))
+        }
+        Transport::Udp => {
+            let any = match dst {
+                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+            };
+            let socket = UdpSocket::bind(any).await?;
+            socket.connect(dst).await?;
+            Ok(Dialled::Udp(socket))
+        }
+    }
+}
+
+fn timed_out(open: &Open) -> OpenRefused {
+    OpenRefused::new(ErrorClass::TimedOut, format!("{open} did not answer in time"))
+}
+
+/// Says what a failed connect means, with a class that fits the shortages of the manager itself too.
+fn explain(dst: SocketAddr, error: &io::Error) -> OpenRefused {
+    let class = match error.kind() {
+        // No free local port, file descriptor or memory.
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory | io::ErrorKind::QuotaExceeded => {
+            ErrorClass::Exhausted
+        }
+        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => ErrorClass::Exhausted,
+        _ => ErrorClass::of_io(error),
+    };
+    OpenRefused::new(class, format!("{dst}: {error}"))
+}
+
+/// "Too many open files" of the process and of the system (errno(3)); Rust has no kind for them.
+const EMFILE: i32 = 24;
+/// See [`EMFILE`].
+const ENFILE: i32 = 23;
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::policy::Loopback;
+
+    fn dialer(loopback: Loopback) -> Dialer {
+        let (_, policy) = watch::channel(Arc::new(Policy { loopback, ..Policy::default() }));
+        let dns = Arc::new(Forwarder::new(Vec::new(), Duration::from_secs(1), 1));
+        Dialer::new(policy, dns, "cluster.local".to_owned(), Duration::from_secs(5))
+    }
+
+    async fn dial(dialer: &Dialer, open: Open) -> Result<Dialled, OpenRefused> {
+        dialer.dial(&open, dialer.deadline(&open)).await
+    }
+
+    #[tokio::test]
+    async fn an_open_port_is_connected_with_keepalive() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = Open::new(Transport::Tcp, listener.local_addr().unwrap());
+        let dialled = dial(&dialer(Loopback::Dial), open).await.unwrap();
+        let Dialled::Tcp(socket) = dialled else { panic!("not a TCP socket") };
+        assert!(SockRef::from(&socket).keepalive().unwrap());
+        assert_eq!(listener.accept().await.unwrap().1, socket.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = listener.local_addr().unwrap();
+        drop(listener);
+        let refused = dial(&dialer(Loopback::Dial), Open::new(Transport::Tcp, closed)).await.unwrap_err();
+        assert_eq!(refused.class, ErrorClass::Refused);
+        assert!(refused.message.starts_with(&closed.to_string()), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn the_policy_is_asked_before_the_network() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dst = listener.local_addr().unwrap();
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let refused = dial(&dialer(Loopback::Refuse), Open::new(transport, dst)).await.unwrap_err();
+            assert_eq!(refused.class, ErrorClass::Denied);
+        }
+    }
+
+    #[tokio::test]
+    async fn udp_reaches_a_peer_both_ways() {
+        let peer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let open = Open::new(Transport::Udp, peer.local_addr().unwrap());
+        let Dialled::Udp(socket) = dial(&dialer(Loopback::Dial), open).await.unwrap() else { panic!("not UDP") };
+        socket.send(b"ping").await.unwrap();
+        let mut buffer = [0; 16];
+        let (len, from) = peer.recv_from(&mut buffer).await.unwrap();
+        assert_eq!((&buffer[..len], from), (&b"ping"[..], socket.local_addr().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_clients_deadline_counts_up_to_the_managers() {
+        let dialer = dialer(Loopback::Refuse);
+        let left = |asked: Option<Duration>| {
+            let open = Open { deadline: asked, ..Open::new(Transport::Tcp, ([10, 0, 0, 1], 80).into()) };
+            dialer.deadline(&open).saturating_duration_since(Instant::now())
+        };
+        assert!(left(None) > Duration::from_secs(4));
+        assert!(left(Some(Duration::from_millis(100))) <= Duration::from_millis(100));
+        assert!(left(Some(Duration::from_secs(3_600))) <= Duration::from_secs(5));
+    }
+
+    #[test]
+    fn shortages_of_the_manager_are_not_blamed_on_the_peer() {
+        let dst = ([10, 0, 0, 1], 80).into();
+        for error in [io::Error::from_raw_os_error(EMFILE), io::ErrorKind::AddrNotAvailable.into()] {
+            assert_eq!(explain(dst, &error).class, ErrorClass::Exhausted);
+        }
+        assert_eq!(explain(dst, &io::ErrorKind::HostUnreachable.into()).class, ErrorClass::HostUnreachable);
+    }
+}

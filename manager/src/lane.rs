@@ -1,0 +1,217 @@
+//! Serves one lane: lets it in, then carries out what it asks for.
+//!
+//! Every flow, DNS query and control channel is a task of the lane and ends with it. A task that panics ends alone.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{TryAcquireError, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+use tp_protocol::control::ClusterInfo;
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
+use tp_protocol::open::{Open, OpenRefused};
+use tp_tunnel::error::LaneError;
+use tp_tunnel::relay;
+use tp_tunnel::server::{self, Incoming, LaneServer, Pending, ResolveRequest, Responder};
+
+use crate::agents::Agents;
+use crate::dial::{Dialer, Dialled};
+use crate::dns::Forwarder;
+use crate::session::hub::{Budget, Hub, Ticket};
+use crate::{VERSION, log_end};
+
+pub(crate) mod control;
+
+/// All that lanes need.
+#[derive(Debug)]
+pub struct Services {
+    /// Name of the manager's pod.
+    pub pod: String,
+    /// The sessions.
+    pub hub: Hub,
+    /// Dials for flows.
+    pub dialer: Dialer,
+    /// Asks the cluster's DNS.
+    pub dns: Arc<Forwarder>,
+    /// What clients are told of the cluster, or what is missing.
+    pub info: watch::Receiver<Result<Arc<ClusterInfo>, &'static str>>,
+    /// The registered agents.
+    pub agents: Agents,
+    /// A UDP association without datagrams ends after this long.
+    pub udp_idle: Duration,
+    /// Cancelled when the manager stops.
+    pub stopping: CancellationToken,
+}
+
+/// Serves a client's lane until it ends.
+///
+/// # Errors
+/// [`LaneError`] when the lane was lost or never was one.
+pub async fn serve<IO>(services: Arc<Services>, io: IO) -> Result<(), LaneError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let pending = server::accept(io).await?;
+    let (ticket, lane) = match admit(&services, &pending.hello) {
+        Ok((ticket, welcome)) => {
+            let hello = &pending.hello;
+            tracing::info!(
+                session = %ticket.session,
+                lane = hello.lane,
+                client = hello.client_name,
+                version = hello.software_version,
+                rejoined = ticket.rejoined,
+                "lane opened"
+            );
+            (ticket, pending.welcome(welcome).await?)
+        }
+        Err(refusal) => return refuse(pending, refusal).await,
+    };
+    let result = run(&services, &ticket, lane).await;
+    match &result {
+        Ok(()) => tracing::info!(session = %ticket.session, "lane closed"),
+        Err(error) => tracing::info!(session = %ticket.session, %error, "lane lost"),
+    }
+    Ok(())
+}
+
+/// Decides on a hello.
+fn admit(services: &Services, hello: &ClientHello) -> Result<(Ticket, Welcome), Refusal> {
+    let (version, features) = hello.negotiate(VERSION)?;
+    if hello.agent.is_some() {
+        let message = "this port is for clients; agents connect over TLS";
+        return Err(Refusal::new(RefusalCode::WrongRole, message, VERSION));
+    }
+    if services.stopping.is_cancelled() {
+        return Err(Refusal::new(RefusalCode::ShuttingDown, "the manager is stopping; try again in a moment", VERSION));
+    }
+    let ticket = services.hub.admit(hello)?;
+    let welcome = Welcome {
+        version,
+        features,
+        software_version: VERSION.to_owned(),
+        session: Some(ticket.key.clone()),
+        manager_pod: services.pod.clone(),
+        rejoined: ticket.rejoined,
+        ..Welcome::default()
+    };
+    Ok((ticket, welcome))
+}
+
+/// Tells a peer why it may not come in.
+pub(crate) async fn refuse<IO>(pending: Pending<IO>, refusal: Refusal) -> Result<(), LaneError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let hello = &pending.hello;
+    tracing::warn!(client = hello.client_name, version = hello.software_version, why = refusal.message, "lane refused");
+    pending.refuse(refusal).await
+}
+
+/// Carries out what the client asks for, until the lane ends.
+async fn run<IO>(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer<IO>) -> Result<(), LaneError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut tasks = JoinSet::new();
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            incoming = lane.next() => match incoming {
+                None => return Ok(()),
+                Some(Err(error)) => return Err(error),
+                Some(Ok(Incoming::Open(open, responder))) => start_flow(services, ticket, &mut tasks, open, responder),
+                Some(Ok(Incoming::Resolve(request))) => _ = tasks.spawn(resolve(services.dns.clone(), request)),
+                Some(Ok(Incoming::Control(control))) => {
+                    _ = tasks.spawn(control::serve_client(services.clone(), ticket.session.clone(), control));
+                }
+            },
+            Some(ended) = tasks.join_next() => log_end("flow", ended),
+            () = ticket.closed.cancelled() => return Ok(()),
+            () = services.stopping.cancelled(), if !draining => {
+                draining = true;
+                lane.graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Starts a flow, if the session may have another.
+fn start_flow(services: &Arc<Services>, ticket: &Ticket, tasks: &mut JoinSet<()>, open: Open, responder: Responder) {
+    let budget = ticket.budget.clone();
+    let permit = match budget.flows.clone().try_acquire_owned() {
+        Ok(permit) => permit,
+        Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => {
+            let why = "the session has as many flows as it may (limits.flowsPerSession in the chart)";
+            return responder.refuse(&OpenRefused::new(ErrorClass::Exhausted, why));
+        }
+    };
+    let services = services.clone();
+    tasks.spawn(async move {
+        flow(&services, &budget, open, responder).await;
+        drop(permit);
+    });
+}
+
+/// Dials, answers, and relays until both ends are done.
+async fn flow(services: &Services, budget: &Budget, open: Open, mut responder: Responder) {
+    let dialled = tokio::select! {
+        dialled = dial(services, budget, &open) => dialled,
+        () = responder.cancelled() => return,
+    };
+    let dst = open.to_string();
+    let source = open.source.map(|source: SocketAddr| source.to_string());
+    let dialled = match dialled {
+        Ok(dialled) => dialled,
+        Err(refused) => {
+            tracing::debug!(dst, source, why = %refused, "flow refused");
+            return responder.refuse(&refused);
+        }
+    };
+    // Fails when the client has given up meanwhile; the socket closes with it.
+    let Ok(flow) = responder.accept() else { return };
+    let relayed = match dialled {
+        Dialled::Tcp(socket) => relay::tcp(flow, socket).await,
+        Dialled::Udp(socket) => relay::udp(flow, socket, services.udp_idle).await,
+    };
+    tracing::debug!(
+        dst,
+        source,
+        up = relayed.to_socket_bytes,
+        down = relayed.to_flow_bytes,
+        dropped = relayed.dropped_datagrams,
+        error = relayed.error.map(|error| error.to_string()),
+        "flow ended"
+    );
+}
+
+/// Waits for its turn among the session's dials, then dials.
+async fn dial(services: &Services, budget: &Budget, open: &Open) -> Result<Dialled, OpenRefused> {
+    if let Some(via) = &open.via {
+        let why = format!("dialling from the place of {via} is not possible: it has no traffic agent that dials");
+        return Err(OpenRefused::new(ErrorClass::Failed, why));
+    }
+    let deadline = services.dialer.deadline(open);
+    let _turn = timeout_at(deadline, budget.dials.acquire()).await.map_err(|_| {
+        OpenRefused::new(ErrorClass::Exhausted, "too many dials of this session are waiting for an answer")
+    })?;
+    services.dialer.dial(open, deadline).await
+}
+
+/// Answers one DNS query.
+async fn resolve(dns: Arc<Forwarder>, request: ResolveRequest) {
+    // Fails when the client has given up or broke the protocol; either way nobody waits for the answer.
+    let Ok((query, responder)) = request.query().await else { return };
+    match dns.forward(&query).await {
+        Ok(answer) => responder.answer(answer),
+        Err(error) => {
+            tracing::debug!(%error, "DNS query failed");
+            responder.refuse(&error.into());
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The process: binds the ports, starts the long-running tasks, and stops in good order.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
+
+use crate::agents::Agents;
+use crate::agents::listener::{self as agents_listener, AgentServices};
+use crate::cluster::resolv::{RESOLV_CONF, ResolvConf};
+use crate::cluster::watch::{self as cluster_watch, Published};
+use crate::cluster::{Facts, gateways};
+use crate::config::{Config, Limits, Pod, Timeouts};
+use crate::dial::Dialer;
+use crate::dns::Forwarder;
+use crate::lane::Services;
+use crate::session::SessionLimits;
+use crate::session::hub::{FlowLimits, Hub};
+use crate::{AGENT_PORT, CLIENT_PORT, HEALTH_PORT, MANAGER, VERSION, health, listen, log_end, trust};
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1_024;
+
+/// Where Linux tells the IPv4 routes.
+const ROUTES: &str = "/proc/net/route";
+
+/// The manager cannot start, or a part of it that it cannot do without has ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A port is not free, or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The port's address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No API server can be found.
+    #[error("cannot use the pod's service account: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// The pod has no service account.
+    #[error("no Kubernetes API in this environment: {0}")]
+    NotInCluster(#[from] kube::config::InClusterError),
+    /// The pod's own files cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Signals cannot be taken.
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Runs the manager until it is told to stop (SIGTERM or SIGINT).
+///
+/// # Errors
+/// [`RunError`] when it cannot start.
+pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let ports = Ports::bind()?;
+    let client = Client::try_from(kube::Config::incluster()?)?;
+    let resolv = ResolvConf::parse(&read(RESOLV_CONF)?);
+    let nameservers = Forwarder::with_default_port(&resolv.nameservers);
+    let facts = Facts::new(&config, &pod, resolv, gateways(&read(ROUTES)?));
+    let published = Published::new(&facts);
+    let stopping = CancellationToken::new();
+    tracing::info!(version = VERSION, pod = pod.name, namespace = pod.namespace, "tp-manager starts");
+
+    let (tls_tx, tls_rx) = watch::channel(None);
+    let Timeouts { handshake, drain, .. } = config.timeouts;
+    let services = Arc::new(services(&config, &pod, &facts, &published, nameservers, &stopping));
+    let agent_services = Arc::new(AgentServices {
+        pod: pod.name.clone(),
+        agents: services.agents.clone(),
+        reviewer: client.clone(),
+        handshake,
+        stopping: stopping.clone(),
+    });
+
+    let mut background = JoinSet::new();
+    let ready = readiness(&services, tls_rx.clone());
+    background.spawn(health::run(ports.health, ready));
+    let names = tls_names(&pod.namespace, facts.domain());
+    background.spawn(trust::run(client.clone(), pod.namespace.clone(), names, tls_tx));
+    background.spawn(cluster_watch::run(client, pod.namespace, facts, published));
+    background.spawn({
+        let hub = services.hub.clone();
+        async move { hub.run().await }
+    });
+
+    let mut doors = JoinSet::new();
+    doors.spawn(listen::clients(services, ports.clients));
+    let handshakes_max = config.limits.agent_handshakes as usize;
+    doors.spawn(async move {
+        if let Some(tls) = first_tls(tls_rx, &agent_services.stopping).await {
+            agents_listener::run(agent_services, ports.agents, tls, handshakes_max).await;
+        }
+    });
+
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(ended) = background.join_next() => log_end("background task", ended),
+            Some(ended) = doors.join_next() => log_end("listener", ended),
+        }
+    }
+    tracing::info!(drain_seconds = drain.as_secs(), "tp-manager stops");
+    stopping.cancel();
+    let drained = timeout(drain, async { while doors.join_next().await.is_some() {} }).await;
+    match drained {
+        Ok(()) => tracing::info!("all lanes ended"),
+        Err(_) => tracing::info!("lanes that did not end in time are cut off"),
+    }
+    Ok(())
+}
+
+/// The three listeners.
+struct Ports {
+    clients: TcpListener,
+    agents: TcpListener,
+    health: TcpListener,
+}
+
+impl Ports {
+    fn bind() -> Result<Self, RunError> {
+        Ok(Self {
+            clients: bind(SocketAddr::from((Ipv4Addr::LOCALHOST, CLIENT_PORT)))?,
+            agents: bind_any(AGENT_PORT)?,
+            health: bind_any(HEALTH_PORT)?,
+        })
+    }
+}
+
+/// Binds all addresses of both families; of IPv4 alone where there is no IPv6.
+fn bind_any(port: u16) -> Result<TcpListener, RunError> {
+    bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
+        .or_else(|_| bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))))
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let listener = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        if address.is_ipv6() {
+            socket2::SockRef::from(&socket).set_only_v6(false)?;
+        }
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listener().map_err(|source| RunError::Listen { address, source })
+}
+
+fn read(path: &'static str) -> Result<String, RunError> {
+    std::fs::read_to_string(path).map_err(|source| RunError::Unreadable { path, source })
+}
+
+/// Puts together what lanes need.
+fn services(
+    config: &Config,
+    pod: &Pod,
+    facts: &Facts,
+    published: &Published,
+    nameservers: Vec<SocketAddr>,
+    stopping: &CancellationToken,
+) -> Services {
+    let Limits {
+        sessions, lanes_per_session, flows_per_session, pending_dials_per_session, dns_queries, agents, ..
+    } = config.limits;
+    let Timeouts { session_grace, dial, udp_idle, dns, .. } = config.timeouts;
+    let limits = SessionLimits {
+        sessions: sessions as usize,
+        lanes_per_session: lanes_per_session as usize,
+        grace: session_grace,
+    };
+    let flow_limits =
+        FlowLimits { flows: flows_per_session as usize, pending_dials: pending_dials_per_session as usize };
+    let dns = Arc::new(Forwarder::new(nameservers, dns, dns_queries));
+    Services {
+        pod: pod.name.clone(),
+        hub: Hub::new(limits, flow_limits),
+        dialer: Dialer::new(published.policy.subscribe(), dns.clone(), facts.domain().to_owned(), dial),
+        dns,
+        info: published.info.subscribe(),
+        agents: Agents::new(agents as usize),
+        udp_idle,
+        stopping: stopping.clone(),
+    }
+}
+
+/// Returns what has to be there before the pod is ready.
+fn readiness(services: &Arc<Services>, tls: watch::Receiver<Option<Arc<ServerConfig>>>) -> health::Readiness {
+    let info = services.info.clone();
+    let stopping = services.stopping.clone();
+    Arc::new(move || {
+        if stopping.is_cancelled() {
+            return Some("the end: it is stopping");
+        }
+        if tls.borrow().is_none() {
+            return Some("the certificate of the agents' port");
+        }
+        info.borrow().as_ref().err().copied()
+    })
+}
+
+/// Names under which agents may reach the manager.
+fn tls_names(namespace: &str, domain: &str) -> Vec<String> {
+    vec![
+        format!("{MANAGER}.{namespace}.svc"),
+        format!("{MANAGER}.{namespace}.svc.{domain}"),
+        format!("{MANAGER}.{namespace}"),
+    ]
+}
+
+/// Waits for the first certificate; `None` when the manager stops before.
+async fn first_tls(
+    mut tls: watch::Receiver<Option<Arc<ServerConfig>>>,
+    stopping: &CancellationToken,
+) -> Option<watch::Receiver<Option<Arc<ServerConfig>>>> {
+    let ready = tokio::select! {
+        ready = tls.wait_for(Option::is_some) => ready.is_ok(),
+        () = stopping.cancelled() => false,
+    };
+    ready.then_some(tls)
+}

@@ -7,21 +7,21 @@
 use std::fmt;
 
 /// Largest message in either direction: a kubeconfig's certificates and a status with its agents fit many times.
-pub const MAX_ATTACH_BYTES: usize = 4 << 20;
+pub(crate) const MAX_ATTACH_BYTES: usize = 4 << 20;
 
 /// What the CLI asks of the daemon.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Request {
+pub(crate) struct Request {
     /// Which request.
     #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5")]
-    pub kind: Option<request::Kind>,
+    pub(crate) kind: Option<request::Kind>,
 }
 
 /// The kinds of [`Request`].
-pub mod request {
+pub(crate) mod request {
     /// One request.
     #[derive(Clone, PartialEq, prost::Oneof)]
-    pub enum Kind {
+    pub(crate) enum Kind {
         /// Connect to the cluster; the first request that a new daemon gets. Final reply: `Status`.
         #[prost(message, tag = "1")]
         Connect(Box<super::Connect>),
@@ -43,17 +43,17 @@ pub mod request {
 
 /// What the daemon answers.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// Which reply.
     #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4")]
-    pub kind: Option<reply::Kind>,
+    pub(crate) kind: Option<reply::Kind>,
 }
 
 /// The kinds of [`Reply`].
-pub mod reply {
+pub(crate) mod reply {
     /// One reply.
     #[derive(Clone, PartialEq, prost::Oneof)]
-    pub enum Kind {
+    pub(crate) enum Kind {
         /// Not final: what is being waited for.
         #[prost(message, tag = "1")]
         Progress(super::Progress),
@@ -71,57 +71,57 @@ pub mod reply {
 
 /// A message without content.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
-pub struct Empty {}
+pub(crate) struct Empty {}
 
 /// What is being waited for, as a person would read it: "waiting for tp-manager-0 in tp-system".
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Lower-case, without a full stop.
     #[prost(string, tag = "1")]
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// Why a request failed and what the user can do.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What failed, on which object; lower-case, without a full stop.
     #[prost(string, tag = "1")]
-    pub message: String,
+    pub(crate) message: String,
     /// What to do next; empty when nothing is known.
     #[prost(string, tag = "2")]
-    pub hint: String,
+    pub(crate) hint: String,
     /// The chain of causes, outermost first, for `--verbose`.
     #[prost(string, repeated, tag = "3")]
-    pub causes: Vec<String>,
+    pub(crate) causes: Vec<String>,
 }
 
 /// Connect to a cluster.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Connect {
+pub(crate) struct Connect {
     /// Name of the connection (the container is `tp-NAME`).
     #[prost(string, tag = "1")]
-    pub name: String,
+    pub(crate) name: String,
     /// How to reach the API server, everything inline.
     #[prost(message, required, tag = "2")]
-    pub kube: KubeAccess,
+    pub(crate) kube: KubeAccess,
     /// Namespace of the manager.
     #[prost(string, tag = "3")]
-    pub manager_namespace: String,
+    pub(crate) manager_namespace: String,
     /// The connected namespace: its short service names resolve.
     #[prost(string, tag = "4")]
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Settings that the user made, which beat the chart's client settings; as JSON, keys as in `config.yaml`.
     #[prost(string, tag = "5")]
-    pub settings_json: String,
+    pub(crate) settings_json: String,
     /// Version of the CLI.
     #[prost(string, tag = "6")]
-    pub cli_version: String,
+    pub(crate) cli_version: String,
     /// How long connecting may take, in milliseconds.
     #[prost(uint32, tag = "7")]
-    pub connect_timeout_ms: u32,
+    pub(crate) connect_timeout_ms: u32,
     /// End the connection when this stream ends. A later `Detach` clears it.
     #[prost(bool, tag = "8")]
-    pub hold: bool,
+    pub(crate) hold: bool,
 }
 
 /// Everything needed to talk to one API server as one user.
@@ -129,55 +129,55 @@ pub struct Connect {
 /// Holds credentials: `Debug` shows the server and the kind of credential only.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
-pub struct KubeAccess {
+pub(crate) struct KubeAccess {
     /// Name of the kubeconfig context, for messages.
     #[prost(string, tag = "1")]
-    pub context: String,
+    pub(crate) context: String,
     /// Name of the kubeconfig user, for messages.
     #[prost(string, tag = "2")]
-    pub user: String,
+    pub(crate) user: String,
     /// URL of the API server as the daemon container reaches it.
     #[prost(string, tag = "3")]
-    pub server: String,
+    pub(crate) server: String,
     /// URL of the API server as the kubeconfig has it, for messages.
     #[prost(string, tag = "4")]
-    pub original_server: String,
+    pub(crate) original_server: String,
     /// Server name for TLS when it is not the URL's host; empty otherwise.
     #[prost(string, tag = "5")]
-    pub tls_server_name: String,
+    pub(crate) tls_server_name: String,
     /// Certificate authorities, PEM; empty for the public ones.
     #[prost(bytes = "vec", tag = "6")]
-    pub ca_pem: Vec<u8>,
+    pub(crate) ca_pem: Vec<u8>,
     /// Do not verify the server's certificate.
     #[prost(bool, tag = "7")]
-    pub insecure_skip_tls_verify: bool,
+    pub(crate) insecure_skip_tls_verify: bool,
     /// Client certificate chain, PEM; empty when none.
     #[prost(bytes = "vec", tag = "8")]
-    pub client_cert_pem: Vec<u8>,
+    pub(crate) client_cert_pem: Vec<u8>,
     /// Client key, PEM; empty when none.
     #[prost(bytes = "vec", tag = "9")]
-    pub client_key_pem: Vec<u8>,
+    pub(crate) client_key_pem: Vec<u8>,
     /// Bearer token; empty when none.
     #[prost(string, tag = "10")]
-    pub token: String,
+    pub(crate) token: String,
     /// User name for basic authentication; empty when none.
     #[prost(string, tag = "11")]
-    pub username: String,
+    pub(crate) username: String,
     /// Password for basic authentication.
     #[prost(string, tag = "12")]
-    pub password: String,
+    pub(crate) password: String,
     /// HTTP(S) or SOCKS5 proxy in front of the API server; empty when none.
     #[prost(string, tag = "13")]
-    pub proxy_url: String,
+    pub(crate) proxy_url: String,
     /// User to impersonate; empty when none.
     #[prost(string, tag = "14")]
-    pub impersonate_user: String,
+    pub(crate) impersonate_user: String,
     /// Groups to impersonate.
     #[prost(string, repeated, tag = "15")]
-    pub impersonate_groups: Vec<String>,
+    pub(crate) impersonate_groups: Vec<String>,
     /// The credential came from an exec plugin and expires at this time (seconds since 1970); 0 when it does not.
     #[prost(int64, tag = "16")]
-    pub expires_at: i64,
+    pub(crate) expires_at: i64,
 }
 
 impl fmt::Debug for KubeAccess {
@@ -199,97 +199,97 @@ impl fmt::Debug for KubeAccess {
 
 /// The state of a connection.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Status {
+pub(crate) struct Status {
     /// Name of the connection.
     #[prost(string, tag = "1")]
-    pub name: String,
+    pub(crate) name: String,
     /// Kubeconfig context.
     #[prost(string, tag = "2")]
-    pub context: String,
+    pub(crate) context: String,
     /// API server URL as the kubeconfig has it.
     #[prost(string, tag = "3")]
-    pub server: String,
+    pub(crate) server: String,
     /// The connected namespace.
     #[prost(string, tag = "4")]
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Namespace of the manager.
     #[prost(string, tag = "5")]
-    pub manager_namespace: String,
+    pub(crate) manager_namespace: String,
     /// Pod of the manager.
     #[prost(string, tag = "6")]
-    pub manager_pod: String,
+    pub(crate) manager_pod: String,
     /// Version of the manager.
     #[prost(string, tag = "7")]
-    pub manager_version: String,
+    pub(crate) manager_version: String,
     /// Version of the daemon.
     #[prost(string, tag = "8")]
-    pub daemon_version: String,
+    pub(crate) daemon_version: String,
     /// Whether the tunnel is up at this moment.
     #[prost(enumeration = "TunnelState", tag = "9")]
-    pub tunnel: i32,
+    pub(crate) tunnel: i32,
     /// Why the tunnel is down, when it is.
     #[prost(string, tag = "10")]
-    pub tunnel_error: String,
+    pub(crate) tunnel_error: String,
     /// Seconds since 1970 when the connection was made.
     #[prost(int64, tag = "11")]
-    pub connected_at: i64,
+    pub(crate) connected_at: i64,
     /// The cluster domain, such as `cluster.local`.
     #[prost(string, tag = "12")]
-    pub cluster_domain: String,
+    pub(crate) cluster_domain: String,
     /// Service subnets, CIDR.
     #[prost(string, repeated, tag = "13")]
-    pub service_subnets: Vec<String>,
+    pub(crate) service_subnets: Vec<String>,
     /// Pod subnets, CIDR.
     #[prost(string, repeated, tag = "14")]
-    pub pod_subnets: Vec<String>,
+    pub(crate) pod_subnets: Vec<String>,
     /// Subnets routed into the tunnel, CIDR. They can differ from the two above until the next connect.
     #[prost(string, repeated, tag = "15")]
-    pub routed_subnets: Vec<String>,
+    pub(crate) routed_subnets: Vec<String>,
     /// Address of the daemon's resolver.
     #[prost(string, tag = "16")]
-    pub dns_address: String,
+    pub(crate) dns_address: String,
     /// Search list that joined containers see.
     #[prost(string, repeated, tag = "17")]
-    pub dns_search: Vec<String>,
+    pub(crate) dns_search: Vec<String>,
     /// Traffic agents that the manager knows.
     #[prost(message, repeated, tag = "18")]
-    pub agents: Vec<Agent>,
+    pub(crate) agents: Vec<Agent>,
     /// Lanes in use.
     #[prost(uint32, tag = "19")]
-    pub lanes: u32,
+    pub(crate) lanes: u32,
     /// TCP connections open.
     #[prost(uint64, tag = "20")]
-    pub tcp_flows: u64,
+    pub(crate) tcp_flows: u64,
     /// UDP associations open.
     #[prost(uint64, tag = "21")]
-    pub udp_flows: u64,
+    pub(crate) udp_flows: u64,
     /// Bytes from joined containers to the cluster.
     #[prost(uint64, tag = "22")]
-    pub bytes_up: u64,
+    pub(crate) bytes_up: u64,
     /// Bytes from the cluster to joined containers.
     #[prost(uint64, tag = "23")]
-    pub bytes_down: u64,
+    pub(crate) bytes_down: u64,
     /// Times the daemon process was restarted by its init.
     #[prost(uint32, tag = "24")]
-    pub restarts: u32,
+    pub(crate) restarts: u32,
     /// The chart's client settings, JSON; empty when there are none.
     #[prost(string, tag = "25")]
-    pub chart_settings_json: String,
+    pub(crate) chart_settings_json: String,
     /// Resident memory of the daemon, bytes.
     #[prost(uint64, tag = "26")]
-    pub resident_bytes: u64,
+    pub(crate) resident_bytes: u64,
     /// Times the tunnel was lost and made again.
     #[prost(uint32, tag = "27")]
-    pub reconnects: u32,
+    pub(crate) reconnects: u32,
     /// Whether the connection ends with the CLI that made it.
     #[prost(bool, tag = "28")]
-    pub held: bool,
+    pub(crate) held: bool,
 }
 
 /// Whether the tunnel to the manager is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
-pub enum TunnelState {
+pub(crate) enum TunnelState {
     /// No `Connect` was asked for yet.
     Idle = 0,
     /// Being made for the first time.
@@ -302,14 +302,14 @@ pub enum TunnelState {
 
 /// A traffic agent that registered with the manager.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Agent {
+pub(crate) struct Agent {
     /// Namespace of its pod.
     #[prost(string, tag = "1")]
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Name of its pod.
     #[prost(string, tag = "2")]
-    pub pod: String,
+    pub(crate) pod: String,
     /// Its version.
     #[prost(string, tag = "3")]
-    pub version: String,
+    pub(crate) version: String,
 }

@@ -1,0 +1,152 @@
+//! The resolver of the daemon's network namespace: decides who answers a query, and asks.
+//!
+//! Names of the cluster go through the tunnel to the cluster's own DNS, so that they have a pod's semantics; everything
+//! else goes where the container's queries went before. DNS messages pass through as they are, whatever their type.
+//! When the tunnel is down a cluster name is answered with SERVFAIL, never with silence.
+
+mod route;
+mod upstream;
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hickory_proto::op::{Message, MessageType, ResponseCode};
+use hickory_proto::serialize::binary::BinEncodable;
+use tokio::time::timeout;
+
+pub(crate) use self::route::Zones;
+use self::route::Route;
+use self::upstream::Upstreams;
+use crate::daemon::tunnel::Tunnel;
+
+/// How long a cluster query may take. glibc and musl ask again after 5 s (resolv.conf(5), `timeout`).
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Largest answer over UDP to a query without EDNS (RFC 1035 section 4.2.1).
+const PLAIN_UDP_BYTES: usize = 512;
+
+/// Answers DNS queries of the containers.
+pub(crate) struct Resolver {
+    address: SocketAddr,
+    tunnel: Tunnel,
+    zones: RefCell<Zones>,
+    upstreams: Upstreams,
+}
+
+/// A parsed query: what is needed to route it and to answer it ourselves.
+struct Query {
+    message: Message,
+    name: String,
+    udp_limit_bytes: usize,
+}
+
+impl Resolver {
+    /// `address` is where the containers ask; `nameservers` are those of the container before it was ours.
+    pub(crate) fn new(address: SocketAddr, tunnel: Tunnel, nameservers: Vec<IpAddr>) -> Self {
+        let upstreams = Upstreams::new(nameservers);
+        Self { address, tunnel, zones: RefCell::new(Zones::default()), upstreams }
+    }
+
+    /// Where the containers ask.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sets which names belong to the cluster.
+    pub(crate) fn set_zones(&self, zones: Zones) {
+        *self.zones.borrow_mut() = zones;
+    }
+
+    /// Answers a query that came as a datagram: cut to what the asker takes, with the TC bit (RFC 2181 section 9).
+    /// `None` when there is nothing sensible to answer.
+    pub(crate) async fn answer_datagram(&self, query: Bytes) -> Option<Bytes> {
+        let parsed = Query::parse(&query)?;
+        let answer = self.answer(&parsed, query).await;
+        if answer.len() <= parsed.udp_limit_bytes {
+            return Some(answer);
+        }
+        parsed.truncated(&answer)
+    }
+
+    /// Answers a query that came over TCP.
+    pub(crate) async fn answer_stream(&self, query: Bytes) -> Option<Bytes> {
+        let parsed = Query::parse(&query)?;
+        Some(self.answer(&parsed, query).await)
+    }
+
+    async fn answer(&self, query: &Query, raw: Bytes) -> Bytes {
+        let route = self.zones.borrow().route(&query.name);
+        let answer = match route {
+            Route::Cluster => match timeout(CLUSTER_TIMEOUT, self.tunnel.resolve(raw)).await {
+                Ok(Ok(answer)) => Some(answer),
+                Ok(Err(error)) => {
+                    tracing::debug!(name = query.name, %error, "the cluster's DNS gave no answer");
+                    None
+                }
+                Err(_) => {
+                    tracing::debug!(name = query.name, "the cluster's DNS did not answer in time");
+                    None
+                }
+            },
+            Route::Neighbours => return self.ask_neighbours(query, raw).await,
+            Route::Upstream => self.upstreams.ask(raw).await,
+        };
+        answer.unwrap_or_else(|| query.refused(ResponseCode::ServFail))
+    }
+
+    /// A single label outside the cluster: a container on the same Docker network, or nobody. It never leaves the machine,
+    /// as with systemd-resolved (`ResolveUnicastSingleLabel=no`).
+    async fn ask_neighbours(&self, query: &Query, raw: Bytes) -> Bytes {
+        let answer = match self.upstreams.docker() {
+            Some(docker) => upstream::ask(docker, &raw).await.ok(),
+            None => None,
+        };
+        // Docker answers NOERROR without records for single labels it does not know.
+        answer.filter(|a| has_answers(a)).unwrap_or_else(|| query.refused(ResponseCode::NXDomain))
+    }
+}
+
+impl Query {
+    /// `None` for what is not a query with one question: such datagrams are dropped.
+    fn parse(raw: &[u8]) -> Option<Self> {
+        let message = Message::from_vec(raw).ok()?;
+        let [question] = message.queries.as_slice() else {
+            return None;
+        };
+        if message.metadata.message_type != MessageType::Query {
+            return None;
+        }
+        let name = question.name().to_lowercase().to_ascii();
+        let udp_limit_bytes =
+            message.edns.as_ref().map_or(PLAIN_UDP_BYTES, |edns| usize::from(edns.max_payload()).max(PLAIN_UDP_BYTES));
+        Some(Self { message, name, udp_limit_bytes })
+    }
+
+    /// An answer of our own without records.
+    fn refused(&self, code: ResponseCode) -> Bytes {
+        let mut response = Message::response(self.message.metadata.id, self.message.metadata.op_code);
+        response.metadata.recursion_desired = self.message.metadata.recursion_desired;
+        response.metadata.recursion_available = true;
+        response.metadata.response_code = code;
+        response.add_queries(self.message.queries.iter().cloned());
+        response.edns.clone_from(&self.message.edns);
+        response.to_bytes().map(Bytes::from).unwrap_or_default()
+    }
+
+    /// `answer` without records and with the TC bit: the asker comes back over TCP.
+    fn truncated(&self, answer: &[u8]) -> Option<Bytes> {
+        let full = Message::from_vec(answer).ok()?;
+        let mut response = Message::response(full.metadata.id, full.metadata.op_code);
+        response.metadata = full.metadata;
+        response.metadata.truncation = true;
+        response.add_queries(self.message.queries.iter().cloned());
+        response.to_bytes().map(Bytes::from).ok()
+    }
+}
+
+/// Whether a raw answer has records in its answer section (RFC 1035 section 4.1.1: ANCOUNT at offset 6).
+fn has_answers(answer: &[u8]) -> bool {
+    answer.get(6..8) != Some(&[0, 0])
+}

@@ -1,0 +1,57 @@
+//! The tunnel as flows see it: a lane that may be away for a while and comes back.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::open::{Open, OpenRefused};
+use tp_tunnel::client::Lane;
+use tp_tunnel::error::FlowOpenError;
+use tp_tunnel::flow::Flow;
+
+/// How long an open waits for a lane that is being made again.
+const LANE_WAIT: Duration = Duration::from_secs(20);
+
+/// Hands out the lane that is up. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Tunnel {
+    lane: Rc<watch::Sender<Option<Lane>>>,
+}
+
+impl Tunnel {
+    /// Starts without a lane.
+    pub(crate) fn new() -> Self {
+        Self { lane: Rc::new(watch::Sender::new(None)) }
+    }
+
+    /// Replaces the lane. `None`: it is lost, opens wait for the next one.
+    pub(crate) fn set_lane(&self, lane: Option<Lane>) {
+        self.lane.send_replace(lane);
+    }
+
+    /// Opens a flow, once a lane is up.
+    ///
+    /// # Errors
+    /// The far end's refusal, or that no lane came up in time.
+    pub(crate) async fn open(&self, open: &Open) -> Result<Flow, FlowOpenError> {
+        self.lane(LANE_WAIT).await?.open(open).await
+    }
+
+    /// Asks the cluster's DNS, if a lane is up: a stub resolver would rather be told than wait.
+    ///
+    /// # Errors
+    /// The manager's refusal, or that the tunnel is down.
+    pub(crate) async fn resolve(&self, query: Bytes) -> Result<Bytes, FlowOpenError> {
+        self.lane(Duration::from_secs(2)).await?.resolve(query).await
+    }
+
+    async fn lane(&self, limit: Duration) -> Result<Lane, FlowOpenError> {
+        let mut lanes = self.lane.subscribe();
+        let up = timeout(limit, lanes.wait_for(Option::is_some)).await;
+        let lane = up.ok().and_then(Result::ok).and_then(|lane| lane.clone());
+        lane.ok_or_else(|| OpenRefused::new(ErrorClass::TimedOut, "the tunnel to the cluster is down").into())
+    }
+}

@@ -1,0 +1,306 @@
+//! The daemon of one connection: runs in the daemon container, unprivileged, on one thread.
+//!
+//! Its init hands it the TUN, the control socket's listener and a link to itself ([`init`]). A CLI asks it to connect
+//! ([`control`]); from then on [`connection`] keeps a lane to the manager up and [`flows`] joins the network stack to it.
+//! All state belongs to one thread: a packet, its flow's task and the lane's TLS never change threads.
+
+mod address;
+pub(crate) mod attach;
+mod connection;
+mod control;
+mod dns;
+mod flows;
+pub(crate) mod init;
+mod kube;
+mod lifetime;
+mod portforward;
+mod tun;
+mod tunnel;
+
+use std::cell::RefCell;
+use std::future::pending;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use prost::Message as _;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, watch};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::sleep_until;
+use tp_netstack::TunId;
+
+use self::connection::{Connection, Live, Parts, Saved};
+use self::control::Replies;
+use self::dns::Resolver;
+use self::flows::Flows;
+use self::init::link::InitLink;
+use self::lifetime::{End, Lifetime};
+use self::tun::Tun;
+use self::tunnel::Tunnel;
+use crate::attach::{Connect, Failure, Status, TunnelState};
+use crate::config::Layer;
+
+/// The device of the container's own network namespace. Others belong to holder containers.
+const OWN_TUN: TunId = TunId(0);
+
+/// How often an idle limit looks at the traffic counters.
+const ACTIVITY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the daemon knows besides its connection.
+pub(crate) struct Daemon {
+    link: Mutex<InitLink>,
+    tun: RefCell<Option<Tun>>,
+    nameservers: Vec<IpAddr>,
+    old_search: Vec<String>,
+    restarts: u32,
+    lifetime: RefCell<Lifetime>,
+    lifetime_changed: watch::Sender<()>,
+    connection: RefCell<Option<Rc<Connection>>>,
+    running: RefCell<Option<JoinHandle<()>>>,
+    ended: watch::Sender<Option<End>>,
+}
+
+/// Keeps a held connection alive; dropping it counts a holder out.
+pub(crate) struct Holder(Rc<Daemon>);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.change_lifetime(|life| life.on_holder_gone(Instant::now()));
+    }
+}
+
+/// `tp daemon run`: the child of the container's init.
+pub(crate) fn run() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::from(70);
+        }
+    };
+    let end = LocalSet::new().block_on(&runtime, serve());
+    // Tasks of flows and lanes end with the process.
+    runtime.shutdown_background();
+    match end {
+        Ok(end) => ExitCode::from(end as u8),
+        Err(error) => {
+            tracing::error!(%error, "the daemon stops");
+            ExitCode::from(70)
+        }
+    }
+}
+
+async fn serve() -> std::io::Result<End> {
+    let inherited = init::link::inherit().await?;
+    let daemon = Rc::new(Daemon {
+        link: Mutex::new(inherited.link),
+        tun: RefCell::new(Some(inherited.tun)),
+        nameservers: inherited.resolv_conf.nameservers,
+        old_search: inherited.resolv_conf.search,
+        restarts: inherited.restarts,
+        lifetime: RefCell::new(Lifetime::new(Instant::now())),
+        lifetime_changed: watch::Sender::new(()),
+        connection: RefCell::new(None),
+        running: RefCell::new(None),
+        ended: watch::Sender::new(None),
+    });
+    if let Some(state) = inherited.state {
+        daemon.restore(&state);
+    }
+    let listener = spawn_local(control::listen(Rc::clone(&daemon), inherited.listener));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut ended = daemon.ended.subscribe();
+    let end = tokio::select! {
+        end = daemon.watch_lifetime() => end,
+        end = ended.wait_for(Option::is_some) => return Ok(end.ok().and_then(|end| *end).unwrap_or(End::Quit)),
+        _ = terminate.recv() => End::Quit,
+    };
+    tracing::info!(?end, "the connection ends");
+    daemon.quit().await;
+    listener.abort();
+    Ok(end)
+}
+
+impl Daemon {
+    /// Makes the connection.
+    ///
+    /// # Errors
+    /// What the user sees; the daemon can be asked again.
+    async fn connect(self: &Rc<Self>, request: Connect, replies: &mut Replies) -> Result<Status, Failure> {
+        if self.connection.borrow().is_some() {
+            return Err(failure("this daemon is already connected", "run `tp status` to see to what"));
+        }
+        let limit = Duration::from_millis(request.connect_timeout_ms.into());
+        // The CLI may be gone, which its stream's end tells better than a failed write.
+        let _ = replies.progress(&format!("connecting to the traffic manager in {}", request.manager_namespace)).await;
+        let (route, live, cluster) = Connection::establish(&request, limit).await?;
+        let _ = replies.progress("setting up the container's network").await;
+        let network = Connection::network(&request, &cluster, &self.old_search);
+        self.link.lock().await.configure(&network).await.map_err(|error| Failure {
+            message: format!("the init of the daemon container cannot set up the network: {error}"),
+            hint: "look at `docker logs` of the daemon container".into(),
+            causes: Vec::new(),
+        })?;
+        let parts = self.parts(&request.namespace);
+        let connection = Rc::new(Connection::new(request, route, cluster, network, parts));
+        self.start(connection, Some(live));
+        self.save().await;
+        Ok(self.status())
+    }
+
+    /// Takes up the connection of the process before this one.
+    fn restore(self: &Rc<Self>, state: &[u8]) {
+        let saved = match Saved::decode(state) {
+            Ok(saved) => saved,
+            Err(error) => return tracing::error!(%error, "the state of the process before this one is not readable"),
+        };
+        let held = saved.held;
+        let parts = self.parts(saved.namespace());
+        match Connection::restore(saved, parts) {
+            Ok(connection) => {
+                tracing::info!(restarts = self.restarts, "taking up the connection of the process before this one");
+                let now = Instant::now();
+                self.change_lifetime(|life| if held { life.hold(now) } else { life.detach(now) });
+                self.start(Rc::new(connection), None);
+            }
+            Err(failure) => tracing::error!(error = failure.message, "cannot take up the connection"),
+        }
+    }
+
+    fn parts(&self, namespace: &str) -> Parts {
+        let tunnel = Tunnel::new();
+        let resolver =
+            Rc::new(Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), self.nameservers.clone()));
+        let mut seed = [0; 8];
+        // Without randomness initial sequence numbers are guessable, by processes of the same namespace only.
+        let _ = SystemRandom::new().fill(&mut seed);
+        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), namespace, u64::from_ne_bytes(seed));
+        Parts { tunnel, resolver, flows }
+    }
+
+    /// Starts the tasks of a connection: the packets and the lanes.
+    fn start(self: &Rc<Self>, connection: Rc<Connection>, live: Option<Live>) {
+        let settings = Layer::from_chart(connection.user_settings())
+            .unwrap_or_default()
+            .over(Layer::from_chart(&connection.chart_settings()).unwrap_or_default());
+        let idle_limit = settings.idle_limit.unwrap_or(crate::config::DEFAULT_IDLE_LIMIT).as_duration();
+        self.change_lifetime(|life| life.set_idle_limit((!idle_limit.is_zero()).then_some(idle_limit)));
+        let tun = self.tun.borrow_mut().take().expect("one connection in the life of a daemon");
+        let packets = Rc::clone(connection.flows());
+        let daemon = Rc::clone(self);
+        drop(spawn_local(async move {
+            if let Err(error) = packets.drive(OWN_TUN, tun).await {
+                // The init starts the next process, which finds the device again or fails the same way.
+                tracing::error!(%error, "the TUN device failed");
+                std::process::exit(70);
+            }
+            drop(daemon);
+        }));
+        let lanes = Rc::clone(&connection);
+        *self.running.borrow_mut() = Some(spawn_local(async move { lanes.run(live).await }));
+        *self.connection.borrow_mut() = Some(connection);
+    }
+
+    /// Counts a holder in; the connection ends a grace after the last one.
+    fn hold(self: &Rc<Self>) -> Holder {
+        self.change_lifetime(|life| {
+            life.hold(Instant::now());
+            life.on_holder();
+        });
+        Holder(Rc::clone(self))
+    }
+
+    /// Lets the connection go on without holders.
+    async fn detach(&self) {
+        self.change_lifetime(|life| life.detach(Instant::now()));
+        self.save().await;
+    }
+
+    /// Gives the init what the next process needs.
+    async fn save(&self) {
+        let held = self.lifetime.borrow().is_held();
+        let Some(state) = self.connection.borrow().as_ref().map(|connection| connection.save(held)) else {
+            return;
+        };
+        if let Err(error) = self.link.lock().await.save_state(&state).await {
+            tracing::warn!(%error, "the init did not take the state: a crash would end the connection");
+        }
+    }
+
+    /// Tells the manager that the session ends.
+    async fn quit(&self) {
+        let connection = self.connection.borrow().clone();
+        let running = self.running.borrow_mut().take();
+        if let (Some(connection), Some(running)) = (connection, running) {
+            connection.quit();
+            // Bounded by the connection's own farewell.
+            let _ = running.await;
+        }
+    }
+
+    /// Ends the process.
+    fn end(&self, end: End) {
+        self.ended.send_replace(Some(end));
+    }
+
+    fn status(&self) -> Status {
+        let connection = self.connection.borrow().as_ref().map(|connection| connection.status());
+        Status {
+            daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
+            restarts: self.restarts,
+            resident_bytes: resident_bytes(),
+            held: self.lifetime.borrow().is_held(),
+            ..connection.unwrap_or(Status { tunnel: TunnelState::Idle.into(), ..Status::default() })
+        }
+    }
+
+    fn change_lifetime(&self, change: impl FnOnce(&mut Lifetime)) {
+        change(&mut self.lifetime.borrow_mut());
+        self.lifetime_changed.send_replace(());
+    }
+
+    /// Waits until the connection has no reason to go on.
+    async fn watch_lifetime(&self) -> End {
+        let mut changed = self.lifetime_changed.subscribe();
+        loop {
+            self.note_activity();
+            let now = Instant::now();
+            if let Some(end) = self.lifetime.borrow().handle_timeout(now) {
+                return end;
+            }
+            let wake = self.lifetime.borrow().poll_timeout().map(|(at, _)| at.min(now + ACTIVITY_INTERVAL));
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = async { match wake { Some(at) => sleep_until(at.into()).await, None => pending().await } } => {}
+            }
+        }
+    }
+
+    /// Traffic and open flows keep a detached connection.
+    fn note_activity(&self) {
+        if let Some(connection) = self.connection.borrow().as_ref() {
+            let flows = connection.flows();
+            let mut lifetime = self.lifetime.borrow_mut();
+            if flows.open_flows() != (0, 0) {
+                lifetime.on_activity(Instant::now());
+            } else if let Some(last) = flows.traffic().last.get() {
+                lifetime.on_activity(last);
+            }
+        }
+    }
+}
+
+fn failure(message: &str, hint: &str) -> Failure {
+    Failure { message: message.to_owned(), hint: hint.to_owned(), causes: Vec::new() }
+}
+
+/// Resident memory of this process (proc(5): the second field of `statm`, in pages).
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

@@ -1,0 +1,463 @@
+//! One connection to one cluster: the first lane, what the init has to set up, and lanes again when one is lost.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ipnet::IpNet;
+use prost::Message as _;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
+use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
+use tp_tunnel::client::{Connected, Lane};
+use tp_tunnel::control::{ControlReceiver, ControlSender};
+use tp_tunnel::error::LaneError;
+
+use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
+use crate::daemon::address;
+use crate::daemon::dns::{Resolver, Zones};
+use crate::daemon::flows::Flows;
+use crate::daemon::init::link::NetworkConfig;
+use crate::daemon::kube::{MANAGER_POD, ManagerRoute};
+use crate::daemon::tunnel::Tunnel;
+
+/// How long the manager may take to describe the cluster once the lane is up.
+const CLUSTER_INFO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one attempt to get a lost lane back may take.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Wait before the second attempt to get a lost lane back; doubles up to the next constant.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// Longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// How long the manager may take to see the session off.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection that was made.
+pub(crate) struct Connection {
+    request: Connect,
+    route: ManagerRoute,
+    tunnel: Tunnel,
+    resolver: Rc<Resolver>,
+    flows: Rc<Flows>,
+    network: NetworkConfig,
+    connected_at: i64,
+    quit: Notify,
+    tunnel_state: Cell<TunnelState>,
+    reconnects: Cell<u32>,
+    seen: RefCell<Seen>,
+}
+
+/// What the manager has told us so far.
+#[derive(Default)]
+struct Seen {
+    welcome: Welcome,
+    cluster: ClusterInfo,
+    agents: Agents,
+    tunnel_error: String,
+}
+
+/// What the next daemon process needs when this one dies. Kept in memory by the init.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub(crate) struct Saved {
+    #[prost(message, required, tag = "1")]
+    connect: Connect,
+    #[prost(message, optional, tag = "2")]
+    session: Option<SessionKey>,
+    #[prost(message, required, tag = "3")]
+    cluster: ClusterInfo,
+    #[prost(message, required, tag = "4")]
+    network: NetworkConfig,
+    #[prost(int64, tag = "5")]
+    connected_at: i64,
+    /// The connection ends with its holders.
+    #[prost(bool, tag = "6")]
+    pub(crate) held: bool,
+}
+
+impl Saved {
+    /// The connected namespace.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.connect.namespace
+    }
+}
+
+impl std::fmt::Debug for Saved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saved").field("connect", &self.connect).finish_non_exhaustive()
+    }
+}
+
+/// A lane that is up, with its control channel.
+pub(crate) struct Live {
+    welcome: Welcome,
+    lane: Lane,
+    driver: AbortOnDrop,
+    sender: ControlSender,
+    receiver: ControlReceiver,
+}
+
+/// The task that drives a lane; ends with its owner.
+struct AbortOnDrop(JoinHandle<Result<(), LaneError>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What a connection shares with the rest of the daemon.
+pub(crate) struct Parts {
+    pub(crate) tunnel: Tunnel,
+    pub(crate) resolver: Rc<Resolver>,
+    pub(crate) flows: Rc<Flows>,
+}
+
+impl Connection {
+    /// Makes the first lane and asks for the cluster's description. Nothing is set up yet.
+    ///
+    /// # Errors
+    /// What the user sees.
+    pub(crate) async fn establish(
+        request: &Connect,
+        limit: Duration,
+    ) -> Result<(ManagerRoute, Live, ClusterInfo), Failure> {
+        let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace)?;
+        let (live, cluster) = live(&route, &hello(request, None), limit).await?;
+        Ok((route, live, cluster))
+    }
+
+    /// A connection whose network is set up as `network` says.
+    pub(crate) fn new(
+        request: Connect,
+        route: ManagerRoute,
+        cluster: ClusterInfo,
+        network: NetworkConfig,
+        parts: Parts,
+    ) -> Self {
+        let Parts { tunnel, resolver, flows } = parts;
+        resolver.set_zones(zones(&cluster));
+        Self {
+            request,
+            route,
+            tunnel,
+            resolver,
+            flows,
+            network,
+            connected_at: unix_seconds(),
+            quit: Notify::new(),
+            tunnel_state: Cell::new(TunnelState::Reconnecting),
+            reconnects: Cell::new(0),
+            seen: RefCell::new(Seen { cluster, ..Seen::default() }),
+        }
+    }
+
+    /// The connection of the daemon process before this one; its lane is to be made again.
+    ///
+    /// # Errors
+    /// What the user would see when the access is not usable.
+    pub(crate) fn restore(saved: Saved, parts: Parts) -> Result<Self, Failure> {
+        let route = ManagerRoute::new(saved.connect.kube.clone(), &saved.connect.manager_namespace)?;
+        let mut connection = Self::new(saved.connect, route, saved.cluster, saved.network, parts);
+        connection.connected_at = saved.connected_at;
+        connection.seen.get_mut().welcome.session = saved.session;
+        Ok(connection)
+    }
+
+    /// What the next daemon process needs.
+    pub(crate) fn save(&self, held: bool) -> Vec<u8> {
+        let seen = self.seen.borrow();
+        Saved {
+            connect: self.request.clone(),
+            session: seen.welcome.session.clone(),
+            cluster: seen.cluster.clone(),
+            network: self.network.clone(),
+            connected_at: self.connected_at,
+            held,
+        }
+        .encode_to_vec()
+    }
+
+    /// What the container's network has to look like for `cluster`.
+    pub(crate) fn network(request: &Connect, cluster: &ClusterInfo, old_search: &[String]) -> NetworkConfig {
+        let domain = &cluster.cluster_domain;
+        let namespace = &request.namespace;
+        // The search list of a pod (Kubernetes, "DNS for Services and Pods"), then the machine's own, as in a pod.
+        let pod_search = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
+        NetworkConfig {
+            addresses: address::TUN.map(str::to_owned).into(),
+            routes: cluster.service_subnets.iter().chain(&cluster.pod_subnets).cloned().collect(),
+            exclude: api_server_ip(&request.kube.server).map(|ip| IpNet::from(ip).to_string()).into_iter().collect(),
+            nameserver: address::RESOLVER.to_string(),
+            search: pod_search.into_iter().chain(old_search.iter().cloned()).collect(),
+            ndots: 5,
+        }
+    }
+
+    /// Settings of the chart, JSON.
+    pub(crate) fn chart_settings(&self) -> String {
+        self.seen.borrow().cluster.client_settings_json.clone()
+    }
+
+    /// Settings of the user, JSON.
+    pub(crate) fn user_settings(&self) -> &str {
+        &self.request.settings_json
+    }
+
+    /// The flows of this connection.
+    pub(crate) fn flows(&self) -> &Rc<Flows> {
+        &self.flows
+    }
+
+    /// Ends [`Self::run`].
+    pub(crate) fn quit(&self) {
+        self.quit.notify_one();
+    }
+
+    /// Keeps a lane up, beginning with `live`, until [`Self::quit`].
+    pub(crate) async fn run(&self, mut live: Option<Live>) {
+        loop {
+            let current = match live.take() {
+                Some(live) => live,
+                None => tokio::select! {
+                    live = self.reconnect() => live,
+                    () = self.quit.notified() => return,
+                },
+            };
+            self.tunnel.set_lane(Some(current.lane.clone()));
+            self.set_state(TunnelState::Connected, "");
+            let Some(lost) = self.serve(current).await else {
+                return;
+            };
+            self.tunnel.set_lane(None);
+            tracing::warn!(error = lost, "tunnel lost");
+            self.set_state(TunnelState::Reconnecting, &lost);
+            self.reconnects.set(self.reconnects.get() + 1);
+        }
+    }
+
+    /// Serves one lane until it is lost; `None` when we were asked to quit.
+    async fn serve(&self, mut live: Live) -> Option<String> {
+        self.seen.borrow_mut().welcome = live.welcome;
+        loop {
+            tokio::select! {
+                ended = &mut live.driver.0 => {
+                    return Some(match ended {
+                        Ok(Ok(())) => "the manager closed the lane".to_owned(),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(panic) => panic.to_string(),
+                    });
+                }
+                message = live.receiver.recv() => match message {
+                    Some(Ok(FromManager { kind })) => {
+                        if let Some(answer) = self.on_message(kind)
+                            && let Err(error) = live.sender.send(&ToManager::from(answer)).await
+                        {
+                            return Some(error.to_string());
+                        }
+                    }
+                    Some(Err(error)) => return Some(error.to_string()),
+                    None => return Some("the manager ended the session".to_owned()),
+                },
+                () = self.quit.notified() => {
+                    let goodbye = to_manager::Kind::Goodbye(Goodbye { reason: "quit".to_owned() });
+                    let farewell = async {
+                        live.sender.send(&ToManager::from(goodbye)).await?;
+                        live.sender.finish()?;
+                        while let Some(Ok(FromManager { .. })) = live.receiver.recv().await {}
+                        Ok::<_, tp_tunnel::error::FlowError>(())
+                    };
+                    // A manager that does not answer finds out by the end of the lane.
+                    let _ = timeout(GOODBYE_TIMEOUT, farewell).await;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Takes a message of the manager; returns what to answer.
+    fn on_message(&self, kind: Option<from_manager::Kind>) -> Option<to_manager::Kind> {
+        let mut seen = self.seen.borrow_mut();
+        match kind {
+            Some(from_manager::Kind::ClusterInfo(cluster)) => {
+                self.resolver.set_zones(zones(&cluster));
+                seen.cluster = cluster;
+            }
+            Some(from_manager::Kind::Agents(agents)) => seen.agents = agents,
+            Some(from_manager::Kind::Ping(ping)) => return Some(to_manager::Kind::Pong(ping)),
+            Some(from_manager::Kind::Goodbye(goodbye)) => {
+                tracing::info!(reason = goodbye.reason, "the manager is stopping");
+            }
+            None => {}
+        }
+        None
+    }
+
+    /// Gets a lost lane back, however long it takes.
+    async fn reconnect(&self) -> Live {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let session = self.seen.borrow().welcome.session.clone();
+            match live(&self.route, &hello(&self.request, session), RECONNECT_TIMEOUT).await {
+                Ok((live, cluster)) => {
+                    self.on_message(Some(from_manager::Kind::ClusterInfo(cluster)));
+                    return live;
+                }
+                Err(failure) => {
+                    tracing::info!(error = failure.message, "not reconnected yet");
+                    self.set_state(TunnelState::Reconnecting, &failure.message);
+                }
+            }
+            sleep(jittered(backoff)).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    fn set_state(&self, state: TunnelState, error: &str) {
+        self.tunnel_state.set(state);
+        error.clone_into(&mut self.seen.borrow_mut().tunnel_error);
+    }
+
+    /// The state of the connection. The daemon adds what it knows itself.
+    pub(crate) fn status(&self) -> Status {
+        let seen = self.seen.borrow();
+        let (tcp_flows, udp_flows) = self.flows.open_flows();
+        let agents = seen.agents.agents.iter().map(|a| Agent {
+            namespace: a.namespace.clone(),
+            pod: a.pod.clone(),
+            version: a.software_version.clone(),
+        });
+        Status {
+            name: self.request.name.clone(),
+            context: self.request.kube.context.clone(),
+            server: self.request.kube.original_server.clone(),
+            namespace: self.request.namespace.clone(),
+            manager_namespace: self.request.manager_namespace.clone(),
+            manager_pod: MANAGER_POD.to_owned(),
+            manager_version: seen.welcome.software_version.clone(),
+            tunnel: self.tunnel_state.get().into(),
+            tunnel_error: seen.tunnel_error.clone(),
+            connected_at: self.connected_at,
+            cluster_domain: seen.cluster.cluster_domain.clone(),
+            service_subnets: seen.cluster.service_subnets.clone(),
+            pod_subnets: seen.cluster.pod_subnets.clone(),
+            routed_subnets: self.network.routes.clone(),
+            dns_address: self.network.nameserver.clone(),
+            dns_search: self.network.search.clone(),
+            agents: agents.collect(),
+            lanes: u32::from(self.tunnel_state.get() == TunnelState::Connected),
+            tcp_flows,
+            udp_flows,
+            bytes_up: self.flows.traffic().up_bytes.get(),
+            bytes_down: self.flows.traffic().down_bytes.get(),
+            chart_settings_json: seen.cluster.client_settings_json.clone(),
+            reconnects: self.reconnects.get(),
+            ..Status::default()
+        }
+    }
+}
+
+/// Opens a lane and its control channel, and waits for the cluster's description.
+async fn live(route: &ManagerRoute, hello: &ClientHello, limit: Duration) -> Result<(Live, ClusterInfo), Failure> {
+    let Connected { welcome, lane, driver } = route.open_lane(hello, limit).await?;
+    let driver = AbortOnDrop(tokio::spawn(driver));
+    let silent = |error: String| Failure {
+        message: format!("the traffic manager {MANAGER_POD} did not describe the cluster: {error}"),
+        hint: format!("look at the manager with `kubectl logs {MANAGER_POD}` in its namespace"),
+        causes: Vec::new(),
+    };
+    let described = async {
+        let (sender, mut receiver) = lane.control().await.map_err(|e| silent(e.to_string()))?.split();
+        loop {
+            match receiver.recv().await {
+                Some(Ok(FromManager { kind: Some(from_manager::Kind::ClusterInfo(cluster)) })) => {
+                    return Ok((sender, receiver, cluster));
+                }
+                Some(Ok(FromManager { .. })) => {}
+                Some(Err(error)) => return Err(silent(error.to_string())),
+                None => return Err(silent("it closed the control channel".to_owned())),
+            }
+        }
+    };
+    let (sender, receiver, cluster) = timeout(CLUSTER_INFO_TIMEOUT, described)
+        .await
+        .unwrap_or_else(|_| Err(silent(format!("no answer for {CLUSTER_INFO_TIMEOUT:?}"))))?;
+    Ok((Live { welcome, lane, driver, sender, receiver }, cluster))
+}
+
+fn hello(request: &Connect, session: Option<SessionKey>) -> ClientHello {
+    ClientHello { session, ..ClientHello::new(env!("CARGO_PKG_VERSION"), &request.name) }
+}
+
+fn zones(cluster: &ClusterInfo) -> Zones {
+    let subnets = cluster.service_subnets.iter().chain(&cluster.pod_subnets);
+    Zones {
+        domain: cluster.cluster_domain.to_lowercase(),
+        subnets: subnets.filter_map(|subnet| subnet.parse().ok()).collect(),
+    }
+}
+
+/// The API server's address, when its URL has one: it must never be routed into the tunnel that it carries.
+fn api_server_ip(server: &str) -> Option<IpAddr> {
+    let authority = server.parse::<http::Uri>().ok()?.authority()?.host().to_owned();
+    authority.trim_matches(['[', ']']).parse().ok()
+}
+
+/// Between half of `wait` and all of it, so that many clients do not come back in step.
+fn jittered(wait: Duration) -> Duration {
+    let mut byte = [0];
+    // Without randomness the wait is whole.
+    let _ = SystemRandom::new().fill(&mut byte);
+    wait - wait / 2 * u32::from(byte[0]) / 255
+}
+
+fn unix_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().try_into().unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attach::KubeAccess;
+
+    fn request() -> Connect {
+        let kube = KubeAccess { server: "https://10.0.0.1:6443".into(), ..KubeAccess::default() };
+        Connect { namespace: "shop".into(), kube, ..Connect::default() }
+    }
+
+    #[test]
+    fn network_has_a_pods_search_list_before_the_machines_own() {
+        let cluster = ClusterInfo {
+            cluster_domain: "cluster.local".into(),
+            service_subnets: vec!["10.96.0.0/16".into()],
+            pod_subnets: vec!["10.244.0.0/24".into()],
+            ..ClusterInfo::default()
+        };
+        let network = Connection::network(&request(), &cluster, &["corp.example".into()]);
+        assert_eq!(network.search, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"]);
+        assert_eq!(network.routes, ["10.96.0.0/16", "10.244.0.0/24"]);
+        assert_eq!(network.exclude, ["10.0.0.1/32"]);
+    }
+
+    #[test]
+    fn api_server_by_name_or_by_ipv6_address() {
+        assert_eq!(api_server_ip("https://api.example:6443"), None);
+        assert_eq!(api_server_ip("https://[fd00::1]:6443"), Some("fd00::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn jitter_stays_between_half_and_whole() {
+        for _ in 0..100 {
+            let wait = jittered(Duration::from_secs(2));
+            assert!((Duration::from_secs(1)..=Duration::from_secs(2)).contains(&wait), "{wait:?}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+{{/*
+Names are fixed: clients look for the pod tp-manager-0, agents for the Service tp-manager. One manager per namespace.
+*/}}
+{{- define "tp-manager.name" -}}
+tp-manager
+{{- end }}
+
+{{/*
+Name of cluster-wide objects, where the managers of several namespaces meet.
+*/}}
+{{- define "tp-manager.clusterName" -}}
+{{ include "tp-manager.name" . }}-{{ .Release.Namespace }}
+{{- end }}
+
+{{/*
+Labels that never change, by which the pod is selected.
+*/}}
+{{- define "tp-manager.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tp-manager.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "tp-manager.labels" -}}
+{{ include "tp-manager.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: tp
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/*
+Whether the API server has to be asked for its service subnets by a dry run, since it has no ServiceCIDR API.
+*/}}
+{{- define "tp-manager.probesServiceSubnets" -}}
+{{- if not (or .Values.cluster.serviceSubnets (.Capabilities.APIVersions.Has "networking.k8s.io/v1/ServiceCIDR")) }}true{{ end }}
+{{- end }}

@@ -80,6 +80,9 @@ pub enum FlowError {
     /// The container sent a RST, or its device is gone. All bytes received before it have been read.
     #[error("the container reset the connection")]
     Reset,
+    /// The SYN is still held.
+    #[error("the connection was not accepted yet")]
+    NotAccepted,
     /// This side already sent its FIN.
     #[error("the connection's write side is already shut down")]
     WriteShutdown,

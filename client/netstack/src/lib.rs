@@ -20,7 +20,7 @@
 //! that nobody retransmits for us (resets, ICMP, datagrams) wait in bounded queues, which drop the newest and count it.
 //!
 //! # Shape of the driver
-//! ```ignore
+//! ```text
 //! loop {
 //!     for _ in 0..BATCH { match tun.try_read(&mut buf) { Ok(n) => stack.handle_packet(tun_id, &buf[..n], now()), .. } }
 //!     while let Some(event) = stack.poll_event() { spawn_local(flow_task(event)); }
@@ -30,14 +30,29 @@
 //! }
 //! ```
 
+mod association;
+mod checksum;
 mod config;
+mod device;
 mod event;
+mod flow;
 mod flow_key;
+mod icmp;
+mod ip;
 mod netstack;
+mod outbox;
+mod reassembly;
+mod rings;
+mod segment;
+mod slab;
 mod stats;
+mod timer;
+mod udp;
+mod virtio;
 
 pub use config::{Limits, NetstackConfig, Offload, RingStep};
 pub use event::{DatagramError, EchoRequest, Event, FlowError, Refusal, Transmit, Unreachable};
 pub use flow_key::{AssociationId, FlowId, FlowKey, TunId};
 pub use netstack::Netstack;
 pub use stats::{Stats, Usage};
+pub use virtio::VIRTIO_HEADER_BYTES;

@@ -1,57 +1,200 @@
-//! The core's public face.
+//! The core's public face: the five verbs.
+
+mod datagram;
+mod tcp;
 
 use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Instant,
 };
 
-use bytes::Bytes;
+use smoltcp::wire::IpProtocol;
 
 use crate::{
-    AssociationId, DatagramError, EchoRequest, Event, FlowError, FlowId, FlowKey, NetstackConfig, Offload, Refusal,
-    Stats, Transmit, TunId, Unreachable, Usage,
+    AssociationId, Event, FlowKey, NetstackConfig, Offload, Stats, Transmit, TunId, Usage,
+    association::Associations,
+    device::{PacketBuffer, Tun},
+    flow::{FlowState, Flows},
+    ip::{IpPacket, Rejected},
+    outbox::Outbox,
+    reassembly::{Reassembled, Reassembly},
+    rings::Rings,
+    timer::{Epoch, Target, Timers},
+    virtio::{self, VIRTIO_HEADER_BYTES},
 };
 
 /// Ends the TCP flows and UDP associations of any number of TUN devices. See the crate's documentation for the driver.
 ///
 /// Flow methods take effect on the wire at the next [`Netstack::poll_transmit`].
 pub struct Netstack {
+    config: NetstackConfig,
+    epoch: Epoch,
+    /// The latest time that a verb was given; flow methods go by it.
+    now: Instant,
+    tuns: BTreeMap<TunId, Tun>,
+    flows: Flows,
+    /// Indexes of flows that may have something to send.
+    dirty: VecDeque<u32>,
+    /// Closed 4-tuples by expiry. An entry is stale when the 4-tuple has been opened anew.
+    time_waits: VecDeque<(Instant, FlowKey)>,
+    associations: Associations,
+    /// Destinations whose datagrams are events.
+    services: BTreeSet<SocketAddr>,
+    reassembly: Reassembly,
+    outbox: Outbox,
+    buffer: PacketBuffer,
+    /// The packet in `buffer` has to be lent again.
+    is_blocked: bool,
+    /// Messages and segments take turns.
+    is_message_next: bool,
+    /// What smoltcp answers to one received packet; kept for its capacity.
+    answer: Vec<u8>,
+    events: VecDeque<Event>,
+    timers: Timers,
+    driver: Option<Waker>,
     stats: Stats,
 }
 
 impl Netstack {
     /// Returns a stack without devices.
     pub fn new(config: NetstackConfig, now: Instant) -> Self {
-        let _ = (config, now);
-        Self { stats: Stats::default() }
+        let limits = &config.limits;
+        Self {
+            epoch: Epoch::new(now),
+            now,
+            tuns: BTreeMap::new(),
+            flows: Flows::new(Rings::new(config.ring_steps.clone(), limits.spare_rings)),
+            dirty: VecDeque::new(),
+            time_waits: VecDeque::new(),
+            associations: Associations::new(),
+            services: BTreeSet::new(),
+            reassembly: Reassembly::new(limits.reassemblies, config.reassembly),
+            outbox: Outbox::new(limits.replies, limits.outgoing_datagrams, limits.outgoing_bytes),
+            buffer: PacketBuffer::new(),
+            is_blocked: false,
+            is_message_next: false,
+            answer: Vec::new(),
+            events: VecDeque::new(),
+            timers: Timers::new(),
+            driver: None,
+            stats: Stats::default(),
+            config,
+        }
     }
 
     /// Makes `tun` known. Packets of unknown devices are ignored.
     pub fn add_tun(&mut self, tun: TunId, offload: Offload) {
-        todo!("{tun:?} {offload:?}")
+        let seed = self.config.seed ^ u64::from(tun.0);
+        self.tuns.insert(tun, Tun::new(offload, seed, self.epoch.smoltcp(self.now)));
     }
 
     /// Forgets `tun`: its flows end as if the container had reset them, its associations end. Nothing is sent.
     pub fn remove_tun(&mut self, tun: TunId) {
-        todo!("{tun:?}")
+        self.tuns.remove(&tun);
+        self.reassembly.remove_tun(tun);
+        for index in self.flows.table.indexes(|flow| flow.key.tun == tun) {
+            self.cut_flow(index);
+        }
+        for index in self.associations.indexes(|key| key.tun == tun) {
+            self.associations.remove_at(index);
+        }
+        self.is_blocked &= self.buffer.tun() != tun;
     }
 
     /// Delivers datagrams to `address` as [`Event::Datagram`] on every device, without associations (for DNS).
     pub fn serve_datagrams(&mut self, address: SocketAddr) {
-        todo!("{address}")
+        self.services.insert(address);
     }
 
     /// Takes one packet as read from `tun`, virtio-net header included when the device has one.
     ///
     /// Never fails: what is malformed is counted and dropped.
     pub fn handle_packet(&mut self, tun: TunId, packet: &[u8], now: Instant) {
-        todo!("{tun:?} {} {now:?}", packet.len())
+        self.now = now;
+        let Some(offload) = self.tuns.get(&tun).map(|tun| tun.offload) else { return };
+        self.stats.packets_in += 1;
+        self.stats.bytes_in += packet.len() as u64;
+        if let Err(rejected) = self.try_handle(tun, offload, packet) {
+            match rejected {
+                Rejected::Malformed => self.stats.malformed += 1,
+                Rejected::Checksum => self.stats.checksum_errors += 1,
+                Rejected::Unsupported => self.stats.unsupported += 1,
+            }
+        }
+    }
+
+    fn try_handle(&mut self, tun: TunId, offload: Offload, packet: &[u8]) -> Result<(), Rejected> {
+        let (header, packet) = match offload {
+            Offload::VirtioNet => packet.split_at_checked(VIRTIO_HEADER_BYTES).ok_or(Rejected::Malformed)?,
+            Offload::Disabled { .. } => (&[][..], packet),
+        };
+        let is_checksum_trusted = virtio::is_checksum_trusted(header);
+        let packet = IpPacket::parse(packet)?;
+        let Some(fragment) = packet.fragment else {
+            return self.on_transport(tun, &packet, packet.payload, is_checksum_trusted);
+        };
+        match self.reassembly.handle(tun, &packet, fragment, self.now) {
+            Reassembled::Waiting => Ok(()),
+            Reassembled::Dropped => {
+                self.stats.fragments_dropped += 1;
+                Ok(())
+            }
+            Reassembled::Whole(payload) => {
+                self.stats.reassembled += 1;
+                // The kernel fills in the checksum of what it fragments.
+                self.on_transport(tun, &packet, &payload, false)
+            }
+        }
+    }
+
+    fn on_transport(
+        &mut self,
+        tun: TunId,
+        packet: &IpPacket<'_>,
+        payload: &[u8],
+        is_checksum_trusted: bool,
+    ) -> Result<(), Rejected> {
+        match packet.protocol {
+            IpProtocol::Tcp => self.on_tcp(tun, packet, is_checksum_trusted),
+            IpProtocol::Udp => self.on_udp(tun, packet, payload, is_checksum_trusted),
+            IpProtocol::Icmp if packet.src.is_ipv4() => self.on_icmp(tun, packet, payload),
+            IpProtocol::Icmpv6 if packet.src.is_ipv6() => self.on_icmp(tun, packet, payload),
+            IpProtocol::HopByHop
+            | IpProtocol::Icmp
+            | IpProtocol::Igmp
+            | IpProtocol::Ipv6Route
+            | IpProtocol::Ipv6Frag
+            | IpProtocol::IpSecEsp
+            | IpProtocol::IpSecAh
+            | IpProtocol::Icmpv6
+            | IpProtocol::Ipv6NoNxt
+            | IpProtocol::Ipv6Opts
+            | IpProtocol::Unknown(_) => Err(Rejected::Unsupported),
+        }
     }
 
     /// Does what has become due. Call it when [`Netstack::poll_timeout`]'s time has come; earlier does no harm.
     pub fn handle_timeout(&mut self, now: Instant) {
-        todo!("{now:?}")
+        self.now = now;
+        while let Some((at, target)) = self.timers.pop_due(now) {
+            match target {
+                Target::Flow { index, generation } => self.on_flow_timeout(index, generation, at),
+                Target::Association { index, generation } => {
+                    self.on_association_timeout(AssociationId { index, generation }, at);
+                }
+                Target::TimeWaits => self.on_time_waits_timeout(),
+                Target::SpareRings => {
+                    let rings = &mut self.flows.rings;
+                    if rings.armed.is_due(at)
+                        && let Some(again) = rings.trim(now)
+                    {
+                        self.timers.arm(Target::SpareRings, &mut rings.armed, again);
+                    }
+                }
+            }
+        }
     }
 
     /// Lends the next packet to write, `None` when there is none until something happens.
@@ -59,28 +202,68 @@ impl Netstack {
     /// One call builds at most one packet. Flows take turns, packet by packet. A driver bounds its own run by the number
     /// of calls, and reads the device in between.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
-        todo!("{now:?}")
+        self.now = now;
+        if self.is_blocked {
+            self.is_blocked = false;
+        } else if self.build_packet() {
+            self.stats.packets_out += 1;
+            self.stats.bytes_out += self.buffer.filled().len() as u64;
+        } else {
+            return None;
+        }
+        Some(Transmit { tun: self.buffer.tun(), bytes: self.buffer.filled() })
+    }
+
+    fn build_packet(&mut self) -> bool {
+        self.is_message_next = !self.is_message_next;
+        self.build_reply()
+            || (self.is_message_next && self.build_message())
+            || self.build_segment()
+            || self.build_message()
+    }
+
+    fn build_reply(&mut self) -> bool {
+        while let Some((tun, packet)) = self.outbox.replies.pop_front() {
+            let Some(offload) = self.tuns.get(&tun).map(|tun| tun.offload) else { continue };
+            let lent = self.buffer.fill(tun, offload.header_len() + packet.len());
+            let (header, body) = lent.split_at_mut(offload.header_len());
+            virtio::write_plain(header);
+            body.copy_from_slice(&packet);
+            return true;
+        }
+        false
     }
 
     /// Says that the packet lent last was not taken (`EAGAIN`, `ENOBUFS`): the next [`Netstack::poll_transmit`] lends it
-    /// again, unless its flow has ended since.
+    /// again, unless its device has been removed. Until then [`Netstack::poll_ready`] is ready for events only, so that
+    /// the driver can wait for the device.
     pub fn transmit_blocked(&mut self) {
         self.stats.transmit_blocked += 1;
+        self.is_blocked = true;
     }
 
     /// Returns the next thing to act on.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
 
     /// Returns when [`Netstack::handle_timeout`] has to be called, `None` when nothing is waited for.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.timers.next()
     }
 
     /// Ready when there is an event to take or a packet to transmit. The waker is the driver's; one is kept.
+    ///
+    /// "May be a packet": the next [`Netstack::poll_transmit`] can find that a flow has nothing to send after all.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let _ = cx;
+        let has_packets = !self.dirty.is_empty() || !self.outbox.is_empty();
+        if (has_packets && !self.is_blocked) || !self.events.is_empty() {
+            return Poll::Ready(());
+        }
+        match &self.driver {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            Some(_) | None => self.driver = Some(cx.waker().clone()),
+        }
         Poll::Pending
     }
 
@@ -91,126 +274,44 @@ impl Netstack {
 
     /// Gauges.
     pub fn usage(&self) -> Usage {
-        Usage::default()
-    }
-}
-
-/// TCP. Every [`FlowId`] from [`Event::TcpSyn`] has to be given back by exactly one of `refuse`, `close`, `abort` and
-/// `reset_after_drain`; from then on it is unknown, whatever the connection still has to do on the wire.
-impl Netstack {
-    /// Answers the held SYN with SYN-ACK. Sending and receiving may start at once; both wait for the handshake.
-    ///
-    /// # Errors
-    /// [`FlowError::Reset`] when the container has given up meanwhile.
-    pub fn accept(&mut self, flow: FlowId) -> Result<(), FlowError> {
-        todo!("{flow:?}")
+        Usage {
+            flows: self.flows.open,
+            pending_syns: self.flows.held,
+            time_waits: self.flows.time_waits,
+            associations: self.associations.len(),
+            ring_bytes: self.flows.rings.bytes(),
+        }
     }
 
-    /// Turns the held SYN down and gives the id back. On an accepted flow it is an [`Netstack::abort`].
-    pub fn refuse(&mut self, flow: FlowId, refusal: Refusal) {
-        todo!("{flow:?} {refusal:?}")
+    /// Puts a flow into the queue for egress.
+    fn mark_dirty(&mut self, index: u32) {
+        let Some(flow) = self.flows.table.at_mut(index) else { return };
+        let FlowState::Open(stream) = &flow.state else { return };
+        if !flow.is_dirty && !stream.is_detached {
+            flow.is_dirty = true;
+            self.dirty.push_back(index);
+        }
     }
 
-    /// Takes up to `max_bytes` received bytes; `Ok(None)` is the container's FIN, behind all its data.
-    ///
-    /// Bytes that are not taken close the window, so the container stops sending. One waker is kept.
-    ///
-    /// # Errors
-    /// [`FlowError::Reset`] after all bytes that came before it were taken; [`FlowError::Gone`].
-    pub fn poll_recv(
-        &mut self,
-        flow: FlowId,
-        max_bytes: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Bytes>, FlowError>> {
-        todo!("{flow:?} {max_bytes} {cx:?}")
+    fn wake_driver(&mut self) {
+        if let Some(waker) = self.driver.take() {
+            waker.wake();
+        }
     }
 
-    /// Queues `payload` for the container, taking from its front what fits; ready when all of it was taken.
-    ///
-    /// Cancel-safe: what was not taken stays in `payload`. One waker is kept.
-    ///
-    /// # Errors
-    /// Any [`FlowError`]; nothing more is taken then.
-    pub fn poll_send(
-        &mut self,
-        flow: FlowId,
-        payload: &mut Bytes,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), FlowError>> {
-        todo!("{flow:?} {} {cx:?}", payload.len())
+    /// Queues a packet that is complete but for the device's header.
+    fn push_reply(&mut self, tun: TunId, packet: Box<[u8]>) {
+        if self.outbox.push_reply(tun, packet).is_err() {
+            self.stats.replies_dropped += 1;
+        }
     }
 
-    /// Ready when the container reset the flow or gave up before it was accepted (or the id is unknown).
-    ///
-    /// For tasks that wait for something else, such as the dial behind a held SYN. Has a waker of its own.
-    pub fn poll_reset(&mut self, flow: FlowId, cx: &mut Context<'_>) -> Poll<()> {
-        todo!("{flow:?} {cx:?}")
-    }
-
-    /// Sends a FIN behind all queued bytes. Receiving goes on.
-    pub fn shutdown_write(&mut self, flow: FlowId) {
-        todo!("{flow:?}")
-    }
-
-    /// Gives the id back; the connection ends in order: queued bytes, FIN, and the container's FIN within
-    /// `NetstackConfig::fin_wait`. As with `close(2)`, bytes from the container that nobody will read cause a RST, behind
-    /// all queued bytes.
-    pub fn close(&mut self, flow: FlowId) {
-        todo!("{flow:?}")
-    }
-
-    /// Gives the id back and sends a RST at once; queued bytes are dropped.
-    pub fn abort(&mut self, flow: FlowId) {
-        todo!("{flow:?}")
-    }
-
-    /// Gives the id back and sends a RST as soon as the container has acknowledged all queued bytes.
-    pub fn reset_after_drain(&mut self, flow: FlowId) {
-        todo!("{flow:?}")
-    }
-}
-
-/// UDP and ICMP echo.
-impl Netstack {
-    /// Takes the oldest datagram of an association; `None` when it has ended (idle, refused, closed, device gone).
-    pub fn poll_recv_datagram(&mut self, association: AssociationId, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        todo!("{association:?} {cx:?}")
-    }
-
-    /// Queues a datagram from the association's destination to the container.
-    ///
-    /// # Errors
-    /// [`DatagramError`]; the datagram is dropped then.
-    pub fn send_datagram(&mut self, association: AssociationId, payload: Bytes) -> Result<(), DatagramError> {
-        todo!("{association:?} {}", payload.len())
-    }
-
-    /// Tells the container that its datagrams do not arrive, and ends the association.
-    pub fn refuse_association(&mut self, association: AssociationId, reason: Unreachable) {
-        todo!("{association:?} {reason:?}")
-    }
-
-    /// Ends an association; the next datagram of its 4-tuple opens a new one.
-    pub fn close_association(&mut self, association: AssociationId) {
-        todo!("{association:?}")
-    }
-
-    /// Queues a datagram from `key.dst` to `key.src`: the answer to an [`Event::Datagram`].
-    ///
-    /// # Errors
-    /// [`DatagramError`]; the datagram is dropped then.
-    pub fn reply_datagram(&mut self, key: FlowKey, payload: Bytes) -> Result<(), DatagramError> {
-        todo!("{key:?} {}", payload.len())
-    }
-
-    /// Answers an echo request.
-    pub fn reply_echo(&mut self, request: EchoRequest) {
-        todo!("{request:?}")
-    }
-
-    /// Answers an echo request with an ICMP error.
-    pub fn refuse_echo(&mut self, request: &EchoRequest, reason: Unreachable) {
-        todo!("{request:?} {reason:?}")
+    /// Queues an event that nothing else bounds.
+    fn push_event(&mut self, event: Event) {
+        if self.events.len() >= self.config.limits.events {
+            self.stats.events_dropped += 1;
+        } else {
+            self.events.push_back(event);
+        }
     }
 }

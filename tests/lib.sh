@@ -5,8 +5,9 @@
 TP_ROOT_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # All that is downloaded or built for tests only, outside the checkout so that it outlives `git clean` and clones.
 TP_CACHE=${TP_CACHE:-$HOME/.cache/tp-tests}
-# Tools that the scripts had to build themselves come last: what the user installed wins.
-PATH=$PATH:$TP_CACHE/bin
+# Tools that the scripts had to build themselves come last: what the user installed wins. Debian keeps debootstrap,
+# dockerd and iptables where only root looks.
+PATH=$PATH:/usr/sbin:/sbin:$TP_CACHE/bin
 export PATH TP_CACHE
 
 # The images in a test cluster are named REGISTRY/NAME:TAG and never pulled.

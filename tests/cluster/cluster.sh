@@ -60,6 +60,7 @@ samples() {
 
 command=${1:-help}
 [ $# = 0 ] || shift
+# shellcheck disable=SC2034 # own.sh's
 name=${TP_CLUSTER:-tp-test} nodes=1 pod_cidr=10.244.0.0/16 service_cidr=10.96.0.0/16
 rest=()
 [ "$command" != kubectl ] || { rest=("$@") && set --; }
@@ -84,8 +85,8 @@ kind_of_cluster=own
 [ "${CLUSTER:-}" != kind ] || kind_of_cluster=kind
 [ -z "${TP_CONTEXT:-}" ] || kind_of_cluster=context
 
-. "$here/own.sh"
-. "$here/adopted.sh"
+. "$(dirname "$0")/own.sh"
+. "$(dirname "$0")/adopted.sh"
 case $command:$kind_of_cluster in
   up:*)
     "up_$kind_of_cluster"
@@ -99,7 +100,7 @@ case $command:$kind_of_cluster in
   kubeconfig:*) echo "$state/${rest[0]:-admin}.kubeconfig" ;;
   samples:*) samples "${rest[@]}" ;;
   kubectl:*) any_kubectl "${rest[@]}" ;;
-  logs:own) logs "${rest[@]}" ;;
+  logs:own) if [ ${#rest[@]} = 0 ]; then show_logs; else save_logs "${rest[0]}"; fi ;;
   logs:*) logs_of_pods -1 ;;
   list:*) list_own ;;
   purge:*) purge ;;

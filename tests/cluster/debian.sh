@@ -17,19 +17,27 @@ debian_image() {
     have debootstrap || die "no debootstrap on PATH: run \`tests/preflight.sh\`, which installs it"
     step "making a Debian image for $repository (about a minute, once)"
     mkdir -p "$TP_CACHE/debs"
-    rootfs=$(mktemp -d "$TP_CACHE/rootfs.XXXX")
+    rootfs=$TP_CACHE/rootfs-$repository # one that was broken off may lie there
+    remove_rootfs "$rootfs"
     as_root debootstrap --variant=minbase --cache-dir="$TP_CACHE/debs" --include="$(tr ' ' , <<<"$*")" \
       "$DEBIAN_SUITE" "$rootfs" "${TP_DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$TP_CACHE/debootstrap.log" 2>&1 || {
       tail -n 20 "$TP_CACHE/debootstrap.log" >&2
-      as_root rm -rf "$rootfs"
+      remove_rootfs "$rootfs"
       die "debootstrap failed; its output is in $TP_CACHE/debootstrap.log. A mirror that is reachable: TP_DEBIAN_MIRROR=URL"
     }
     # shellcheck disable=SC2046 # patterns without spaces
     as_root tar -C "$rootfs" -c $(printf -- '--exclude=./%s ' "${DEBIAN_LEFT_OUT[@]}") . | docker import - "$image" >/dev/null
-    as_root rm -rf "$rootfs"
+    remove_rootfs "$rootfs"
     remove_other_tags "$image"
   }
   echo "$image"
+}
+
+# debootstrap mounts /proc and /sys, which a broken-off one leaves: never reach through them.
+remove_rootfs() {
+  [ -e "$1" ] || return 0
+  as_root umount -l "$1/proc" "$1/sys" 2>/dev/null || true
+  as_root rm -rf --one-file-system "$1"
 }
 
 # Removes what earlier versions of an image left in the engine.

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes the image of a test cluster's node from nothing but Go, gcc, debootstrap and Docker, and prints its name.
 # Each part is cached under a hash of what it is made from: the program in $TP_CACHE, the images in the engine.
+# With --program, only the program is made and its path printed; called as kubectl it is kubectl.
 set -euo pipefail
 . "$(dirname "$0")/../lib.sh"
-. "$TP_ROOT_DIR/tests/cluster/debian.sh"
+. "$(dirname "$0")/debian.sh"
 node=$TP_ROOT_DIR/tests/cluster/node
 kubernetes=$(sed -n 's#^\tk8s.io/kubernetes v##p' "$node/go.mod")
 
@@ -25,7 +26,7 @@ build_image() {
   local base context
   base=$(debian_image tp-test-node-base ca-certificates containerd runc containernetworking-plugins iptables conntrack \
     ethtool socat openssl ipset kmod mount util-linux iproute2 procps)
-  image=tp-test-node:$(hash_of "$program" "$node"/{pause.c,node.sh,coredns.yaml,Dockerfile} <<<"$base")
+  image=tp-test-node:$(hash_of "$node"/{pause.c,node.sh,coredns.yaml,Dockerfile} <<<"$base $program")
   docker image inspect "$image" >/dev/null 2>&1 && return
   step "making the node image"
   context=$(mktemp -d "$TP_CACHE/node-image.XXXX")
@@ -41,8 +42,9 @@ build_image() {
   remove_other_tags "$image"
 }
 
-need_docker
 lock node-image
 build_program
+[ "${1:-}" != --program ] || { echo "$program" && exit; }
+need_docker
 build_image
 echo "$image"

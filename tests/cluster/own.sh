@@ -43,7 +43,7 @@ wait_for_node() {
 }
 
 fail_with_logs() {
-  logs >&2
+  show_logs >&2
   die "$1; the ends of its logs are above"
 }
 
@@ -150,26 +150,26 @@ logs_of_pods() {
     done
 }
 
-logs() {
+show_logs() {
   local node file
-  if [ $# = 0 ]; then
-    for node in $(nodes); do
-      for file in $(in_node "$node" ls /var/log/k8s 2>/dev/null); do
-        echo "--- $node: $file"
-        in_node "$node" tail -n 15 "/var/log/k8s/$file"
-      done
+  for node in $(nodes); do
+    for file in $(in_node "$node" ls /var/log/k8s 2>/dev/null); do
+      echo "--- $node: $file"
+      in_node "$node" tail -n 15 "/var/log/k8s/$file"
     done
-    logs_of_pods 15
-  else
-    mkdir -p "$1"
-    for node in $(nodes); do
-      docker cp -q "$node:/var/log/k8s" "$1/$node" 2>/dev/null || docker cp "$node:/var/log/k8s" "$1/$node" >/dev/null
-    done
-    logs_of_pods -1 >"$1/pods.log" 2>&1
-    say "logs of the cluster $name are in $1"
-  fi
+  done
+  logs_of_pods 15
 }
 
+save_logs() { # DIR
+  local node
+  mkdir -p "$1"
+  for node in $(nodes); do
+    docker cp "$node:/var/log/k8s" "$1/$node" >/dev/null 2>&1 || say "no logs of the node $node"
+  done
+  logs_of_pods -1 >"$1/pods.log" 2>&1
+  say "logs of the cluster $name are in $1"
+}
 
 list_own() { docker ps -a --filter "label=$LABEL" --format "{{.Label \"$LABEL\"}}" | sort -u; }
 

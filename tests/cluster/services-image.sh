@@ -3,7 +3,7 @@
 # It is the samples' server image as well as the client container of tests and demo.
 set -euo pipefail
 . "$(dirname "$0")/../lib.sh"
-. "$TP_ROOT_DIR/tests/cluster/debian.sh"
+. "$(dirname "$0")/debian.sh"
 image=tp-debian-services:1
 
 need_docker

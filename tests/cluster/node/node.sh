@@ -123,7 +123,7 @@ if [ -z "${CONTROL_PLANE:-}" ]; then
     --service-account-issuer=https://kubernetes.default.svc.cluster.local \
     --kubelet-client-certificate=admin.crt --kubelet-client-key=admin.key --kubelet-certificate-authority=ca.crt
   run controller-manager kube-controller-manager --kubeconfig=admin.conf --leader-elect=false \
-    --service-account-private-key-file=sa.key --root-ca-file=ca.crt --use-service-account-credentials=true \
+    --service-account-private-key-file=sa.key --root-ca-file=ca.crt --kube-api-qps=200 --kube-api-burst=400 \
     --allocate-node-cidrs=true --cluster-cidr="$POD_CIDR" --service-cluster-ip-range="$SERVICE_CIDR"
   run scheduler kube-scheduler --kubeconfig=admin.conf --leader-elect=false
 fi
@@ -149,13 +149,14 @@ imageGCHighThresholdPercent: 100
 YAML
 until ctr -n k8s.io images import /opt/pause.tar; do sleep 0.2; done
 run kubelet kubelet --kubeconfig=kubelet.conf --config=kubelet.yaml --hostname-override="$name" --node-ip="$ip"
-run kube-proxy kube-proxy --kubeconfig=proxy.conf --cluster-cidr="$POD_CIDR" --hostname-override="$name" \
-  --conntrack-max-per-core=0 # the connection table's size is the machine's
 
 # --- Pod network: routed veth pairs on the subnets that the controller manager gave to this node ---------------------
 
 node() { kubectl --kubeconfig=kubelet.conf get node "$name" "$@"; }
 until cidrs=$(node -o 'jsonpath={.spec.podCIDRs[*]}') && [ -n "$cidrs" ]; do sleep 0.2; done
+run kube-proxy kube-proxy --kubeconfig=proxy.conf --cluster-cidr="$POD_CIDR" --hostname-override="$name" \
+  --conntrack-max-per-core=0 # the connection table's size is the machine's
+
 ranges='' routes=''
 for cidr in $cidrs; do
   ranges+="${ranges:+,}[{\"subnet\":\"$cidr\"}]"

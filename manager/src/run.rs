@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use kube::Client;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -70,6 +71,7 @@ pub enum RunError {
 pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    raise_file_limit();
     let ports = Ports::bind()?;
     let client = Client::try_from(kube::Config::incluster()?)?;
     let resolv = ResolvConf::parse(&read(RESOLV_CONF)?);
@@ -126,6 +128,15 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
         Err(_) => tracing::info!("lanes that did not end in time are cut off"),
     }
     Ok(())
+}
+
+/// Raises the limit on open files as far as it goes: every flow is a socket, and runtimes start containers with a soft
+/// limit of 1024 where the hard one is a thousand times that.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, ?limit, "cannot raise the limit on open files");
+    }
 }
 
 /// The three listeners.

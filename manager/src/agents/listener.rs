@@ -232,7 +232,8 @@ async fn serve_control(stopping: &CancellationToken, control: Control) -> Result
             () = stopping.cancelled() => {
                 let goodbye = From::Goodbye(Goodbye { reason: STOPPING.to_owned() });
                 sender.send(&FromManager::from(goodbye)).await?;
-                return sender.finish();
+                sender.finish()?;
+                break;
             }
             message = receiver.recv::<ToManager>() => match message {
                 None => return Ok(()),
@@ -241,4 +242,9 @@ async fn serve_control(stopping: &CancellationToken, control: Control) -> Result
             },
         }
     }
+    // Dropped before the agent has read it, the stream would be cancelled, and the goodbye lost.
+    while let Some(message) = receiver.recv::<ToManager>().await {
+        message?;
+    }
+    Ok(())
 }

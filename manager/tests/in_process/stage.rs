@@ -1,0 +1,158 @@
+//! What the tests play on: a manager without Kubernetes, and clients that connect to it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, MessageType, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{RData, Record, RecordType};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tp_manager::agents::Agents;
+use tp_manager::dial::Dialer;
+use tp_manager::dns::Forwarder;
+use tp_manager::lane::{self, Services};
+use tp_manager::policy::{Loopback, Policy};
+use tp_manager::session::SessionLimits;
+use tp_manager::session::hub::{FlowLimits, Hub};
+use tp_protocol::control::ClusterInfo;
+use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
+use tp_tunnel::client::{self, Connected, Lane};
+use tp_tunnel::error::LaneError;
+
+/// Bytes in flight on a pipe.
+const PIPE_BYTES: usize = 256 << 10;
+
+/// Longest that anything here may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A UDP association of the stage ends after this long without datagrams.
+pub(crate) const UDP_IDLE: Duration = Duration::from_millis(300);
+
+/// Flows that a session of the stage may have.
+pub(crate) const FLOWS_MAX: usize = 16;
+
+/// A manager without Kubernetes.
+pub(crate) struct Stage {
+    pub(crate) services: Arc<Services>,
+    info: watch::Sender<Result<Arc<ClusterInfo>, &'static str>>,
+    pub(crate) policy: watch::Sender<Arc<Policy>>,
+    pub(crate) stopping: CancellationToken,
+    /// Lanes, drivers and servers. They end with the stage.
+    tasks: JoinSet<()>,
+}
+
+/// A client that was let in.
+pub(crate) struct Client {
+    pub(crate) welcome: Welcome,
+    pub(crate) lane: Lane,
+}
+
+impl Stage {
+    /// Dials the loopback, and has no nameserver.
+    pub(crate) fn new() -> Self {
+        Self::with_nameservers(Vec::new())
+    }
+
+    /// Has a nameserver that knows `web.shop.svc.cluster.local` (loopback) and `bad.` (a metadata address).
+    pub(crate) async fn with_dns() -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut stage = Self::with_nameservers(vec![socket.local_addr().unwrap()]);
+        stage.tasks.spawn(answer_names(socket));
+        stage
+    }
+
+    fn with_nameservers(nameservers: Vec<SocketAddr>) -> Self {
+        let info = watch::Sender::new(Err("cluster"));
+        let policy = watch::Sender::new(Arc::new(Policy { loopback: Loopback::Dial, ..Policy::default() }));
+        let stopping = CancellationToken::new();
+        let dns = Arc::new(Forwarder::new(nameservers, Duration::from_secs(2), 64));
+        let limits = SessionLimits { sessions: 4, lanes_per_session: 3, grace: Duration::from_secs(120) };
+        let domain = "cluster.local".to_owned();
+        let services = Services {
+            pod: "tp-manager-0".to_owned(),
+            hub: Hub::new(limits, FlowLimits { flows: FLOWS_MAX, pending_dials: 4 }),
+            dialer: Dialer::new(policy.subscribe(), dns.clone(), domain, Duration::from_secs(5)),
+            dns,
+            info: info.subscribe(),
+            agents: Agents::new(8),
+            udp_idle: UDP_IDLE,
+            stopping: stopping.clone(),
+        };
+        Self { services: Arc::new(services), info, policy, stopping, tasks: JoinSet::new() }
+    }
+
+    /// Publishes what is known of the cluster.
+    pub(crate) fn know(&self, info: ClusterInfo) {
+        self.info.send_modify(|known| *known = Ok(Arc::new(info)));
+    }
+
+    /// Connects a client that has no session.
+    pub(crate) async fn client(&mut self) -> Client {
+        self.connect(ClientHello::new("0.1.0", "demo")).await.unwrap()
+    }
+
+    /// Connects another lane of a session.
+    pub(crate) async fn join(&mut self, lane: u32, session: &SessionKey) -> Result<Client, LaneError> {
+        self.connect(ClientHello { lane, session: Some(session.clone()), ..ClientHello::new("0.1.0", "demo") }).await
+    }
+
+    /// Connects with any hello.
+    pub(crate) async fn connect(&mut self, hello: ClientHello) -> Result<Client, LaneError> {
+        let (near, far) = tokio::io::duplex(PIPE_BYTES);
+        let services = self.services.clone();
+        self.tasks.spawn(async move {
+            // The tests see the same from their end.
+            let _ = lane::serve(services, far).await;
+        });
+        let Connected { welcome, lane, driver } = client::connect(near, &hello).await?;
+        self.tasks.spawn(async move {
+            let _ = driver.await;
+        });
+        Ok(Client { welcome, lane })
+    }
+}
+
+impl Client {
+    /// The key of the client's session.
+    pub(crate) fn session(&self) -> SessionKey {
+        self.welcome.session.clone().unwrap()
+    }
+}
+
+/// Waits for something that must happen.
+pub(crate) async fn soon<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, wait).await.expect("it took too long")
+}
+
+/// Answers A queries for two names; NXDOMAIN for others, no data for AAAA.
+async fn answer_names(socket: UdpSocket) {
+    let mut query = [0; 512];
+    loop {
+        let (len, peer) = socket.recv_from(&mut query).await.unwrap();
+        let query = Message::from_vec(&query[..len]).unwrap();
+        let question = query.queries[0].clone();
+        let mut answer = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
+        let address = match &*question.name().to_ascii() {
+            "web.shop.svc.cluster.local." => Some([127, 0, 0, 1]),
+            "bad." => Some([169, 254, 169, 254]),
+            _ => None,
+        };
+        match address {
+            None => answer.metadata.response_code = ResponseCode::NXDomain,
+            Some(ip) if question.query_type() == RecordType::A => {
+                answer.add_answer(Record::from_rdata(
+                    question.name().clone(),
+                    30,
+                    RData::A(A::from(std::net::Ipv4Addr::from(ip))),
+                ));
+            }
+            Some(_) => {}
+        }
+        answer.add_query(question);
+        socket.send_to(&answer.to_vec().unwrap(), peer).await.unwrap();
+    }
+}

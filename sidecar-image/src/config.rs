@@ -1,0 +1,149 @@
+//! The agent's configuration: environment variables, which whoever puts the agent into a pod sets.
+
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+/// What the agent has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// `TP_MANAGER_ADDRESS`: where the manager's agents' port is.
+    pub(crate) manager: ManagerAddress,
+    /// `TP_MANAGER_CA_FILE`: who may sign the manager's certificate.
+    pub(crate) ca_file: PathBuf,
+    /// `TP_MANAGER_TOKEN_FILE`: the projected service account token.
+    pub(crate) token_file: PathBuf,
+    /// `POD_NAME`.
+    pub(crate) pod: String,
+    /// `POD_NAMESPACE`.
+    pub(crate) namespace: String,
+    /// `TP_AGENT_HEALTH_PORT`: port of the probe.
+    pub(crate) health_port: u16,
+    /// `TP_LOG_LEVEL`: level, or directives as of tracing's `EnvFilter`.
+    pub(crate) log_level: String,
+    /// `TP_LOG_FORMAT`: `json` or `text`.
+    pub(crate) log_format: LogFormat,
+}
+
+/// A name and a port. Not an address: the manager's certificate is for its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ManagerAddress {
+    /// Name, as in `tp-manager.tp-system.svc`.
+    pub(crate) host: String,
+    /// Port.
+    pub(crate) port: u16,
+}
+
+/// Shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// A variable that is missing or malformed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the environment variable {name} is {problem}")]
+pub(crate) struct ConfigError {
+    name: &'static str,
+    problem: String,
+}
+
+const DEFAULT_MANAGER: &str = "tp-manager.tp-system.svc:7443";
+const DEFAULT_CA_FILE: &str = "/etc/tp/ca/ca.crt";
+const DEFAULT_TOKEN_FILE: &str = "/var/run/secrets/tp/token";
+const DEFAULT_HEALTH_PORT: &str = "7490";
+
+impl Config {
+    /// Reads the variables through `variable`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the variable.
+    pub(crate) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let given = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let or = |name: &str, default: &str| given(name).unwrap_or_else(|| default.to_owned());
+        let required = |name: &'static str| {
+            given(name).ok_or_else(|| ConfigError { name, problem: "not set; the pod's downward API knows it".into() })
+        };
+        let invalid = |name: &'static str, value: &str, expected: &str| ConfigError {
+            name,
+            problem: format!("`{value}`, which is not {expected}"),
+        };
+        let manager = or("TP_MANAGER_ADDRESS", DEFAULT_MANAGER);
+        let health_port = or("TP_AGENT_HEALTH_PORT", DEFAULT_HEALTH_PORT);
+        let log_level = or("TP_LOG_LEVEL", "info");
+        let log_format = or("TP_LOG_FORMAT", "json");
+        EnvFilter::try_new(&log_level).map_err(|_| invalid("TP_LOG_LEVEL", &log_level, "a log level"))?;
+        Ok(Self {
+            manager: parse_address(&manager)
+                .ok_or_else(|| invalid("TP_MANAGER_ADDRESS", &manager, "a name with a port"))?,
+            ca_file: or("TP_MANAGER_CA_FILE", DEFAULT_CA_FILE).into(),
+            token_file: or("TP_MANAGER_TOKEN_FILE", DEFAULT_TOKEN_FILE).into(),
+            pod: required("POD_NAME")?,
+            namespace: required("POD_NAMESPACE")?,
+            health_port: health_port.parse().map_err(|_| invalid("TP_AGENT_HEALTH_PORT", &health_port, "a port"))?,
+            log_format: match &*log_format {
+                "json" => LogFormat::Json,
+                "text" => LogFormat::Text,
+                other => return Err(invalid("TP_LOG_FORMAT", other, "json or text")),
+            },
+            log_level,
+        })
+    }
+}
+
+fn parse_address(text: &str) -> Option<ManagerAddress> {
+    let (host, port) = text.rsplit_once(':')?;
+    let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+    let is_address = host.parse::<std::net::IpAddr>().is_ok();
+    let port = port.parse().ok().filter(|&port| port != 0)?;
+    (is_name && !is_address && !host.is_empty()).then(|| ManagerAddress { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let pod = [("POD_NAME", "web-1"), ("POD_NAMESPACE", "shop")];
+        Config::from_environment(|name| {
+            pairs.iter().chain(&pod).find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn a_pod_that_only_knows_itself_gets_the_defaults() {
+        let config = read(&[]).unwrap();
+        assert_eq!((&*config.manager.host, config.manager.port), ("tp-manager.tp-system.svc", 7443));
+        assert_eq!(config.ca_file.to_str(), Some("/etc/tp/ca/ca.crt"));
+        assert_eq!((&*config.namespace, &*config.pod, config.health_port), ("shop", "web-1", 7490));
+    }
+
+    #[test]
+    fn variables_replace_the_defaults_and_empty_ones_do_not() {
+        let config =
+            read(&[("TP_MANAGER_ADDRESS", "tp-manager.dev.svc:1"), ("TP_LOG_FORMAT", "text"), ("TP_LOG_LEVEL", "")]);
+        let config = config.unwrap();
+        assert_eq!((&*config.manager.host, config.manager.port), ("tp-manager.dev.svc", 1));
+        assert_eq!((config.log_format, &*config.log_level), (LogFormat::Text, "info"));
+    }
+
+    #[test]
+    fn what_is_malformed_is_named() {
+        for (name, value) in [
+            ("TP_MANAGER_ADDRESS", "tp-manager"),
+            ("TP_MANAGER_ADDRESS", "10.0.0.1:7443"),
+            ("TP_MANAGER_ADDRESS", ":7443"),
+            ("TP_MANAGER_ADDRESS", "tp-manager:0"),
+            ("TP_AGENT_HEALTH_PORT", "x"),
+            ("TP_LOG_LEVEL", "a=b=c"),
+            ("TP_LOG_FORMAT", "xml"),
+            ("POD_NAME", ""),
+        ] {
+            let error = read(&[(name, value)]).unwrap_err();
+            assert!(error.to_string().contains(name), "{name}={value}: {error}");
+        }
+    }
+}

@@ -10,8 +10,8 @@ TP_CACHE=${TP_CACHE:-$HOME/.cache/tp-tests}
 PATH=$PATH:/usr/sbin:/sbin:$TP_CACHE/bin
 export PATH TP_CACHE
 
-# The images in a test cluster are named REGISTRY/NAME:TAG and never pulled.
-TP_REGISTRY=docker.io/local
+# The images in a test cluster are named REGISTRY/NAME:TAG; those of docker.io/local are put there, never pulled.
+TP_REGISTRY=${TP_REGISTRY:-docker.io/local}
 TP_VERSION=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$TP_ROOT_DIR/Cargo.toml")
 export TP_REGISTRY TP_VERSION
 

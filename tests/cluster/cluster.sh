@@ -38,15 +38,21 @@ any_kubectl() {
   if [ "$kind_of_cluster" = own ]; then kube "$@"; else kubectl --kubeconfig "$state/admin.kubeconfig" "$@"; fi
 }
 
-# Applies sample manifests, whose images have to be loaded before, and waits until their pods are ready.
-samples() {
-  [ $# -gt 0 ] || set -- web streams db files services
+manifests() {
   local sample
   for sample in "$@"; do
     [ -e "$here/samples/$sample.yaml" ] || die "no sample $sample in $here/samples"
     sed -e "s|docker.io/local/|$TP_REGISTRY/|; s|:VERSION|:$TP_VERSION|" "$here/samples/$sample.yaml"
     echo ---
-  done | any_kubectl apply -f - >/dev/null
+  done
+}
+
+delete_samples() { manifests web streams db files services agent | any_kubectl delete --ignore-not-found -f - >/dev/null; }
+
+# Applies sample manifests, whose images have to be loaded before, and waits until their pods are ready.
+samples() {
+  [ $# -gt 0 ] || set -- web streams db files services
+  manifests "$@" | any_kubectl apply -f - >/dev/null
   local namespace kind workload
   any_kubectl get deployments,statefulsets -A \
     -o 'jsonpath={range .items[*]}{.metadata.namespace} {.kind} {.metadata.name}{"\n"}{end}' |

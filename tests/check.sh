@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Everything that is checked before a change counts as done, cheapest first, for people and for CI alike.
+#
+# usage: tests/check.sh          all of it
+#        tests/check.sh lint     what needs no engine and no cluster, tests left out
+# The last line is `N passed, N failed`; the exit code is 1 when any failed. Logs are in .tmp/check.
+set -uo pipefail
+. "$(dirname "$0")/lib.sh"
+cd "$TP_ROOT_DIR" || exit
+export TP_CLUSTER=${TP_CLUSTER:-tp-check} # not the one that `make cluster` leaves running
+logs=$TP_ROOT_DIR/.tmp/check
+rm -rf "$logs" && mkdir -p "$logs"
+
+CARGO_DENY_VERSION=0.20.2
+passed=0
+failed=0
+
+# --- Counting ---------------------------------------------------------------------------------------------------------
+
+count_ok() {
+  passed=$((passed + $3))
+  printf '%sok%s    %-28s %4d s  %s\n' "$GREEN" "$PLAIN" "$1" "$2" "${4:-}"
+}
+count_failed() {
+  failed=$((failed + $3))
+  printf '%sFAIL%s  %-28s %4d s  its whole output: %s\n' "$RED" "$PLAIN" "$1" "$2" "$4"
+}
+skipped() { printf '%s-     %-28s %s%s\n' "$DIM" "$1" "$2" "$PLAIN"; }
+
+log_of() { echo "$logs/${1//[^a-z0-9]/-}.log"; }
+
+# One check: check NAME COMMAND...
+check() {
+  local name=$1 log start=$SECONDS
+  log=$(log_of "$name")
+  shift
+  if "$@" >"$log" 2>&1; then
+    count_ok "$name" $((SECONDS - start)) 1
+  else
+    tail -n 40 "$log"
+    count_failed "$name" $((SECONDS - start)) 1 "$log"
+    return 1
+  fi
+}
+
+# A run of `cargo test`, which counts its tests itself: suite NAME COMMAND...
+suite() {
+  local name=$1 log start=$SECONDS status=0 ran bad
+  log=$(log_of "$name")
+  shift
+  "$@" >"$log" 2>&1 || status=$?
+  ran=$(awk '/^test result:/ {n += $4} END {print n + 0}' "$log")
+  bad=$(awk '/^test result:/ {n += $6} END {print n + 0}' "$log")
+  passed=$((passed + ran))
+  if [ "$status" = 0 ] && [ "$((ran + bad))" -gt 0 ]; then
+    count_ok "$name" $((SECONDS - start)) 0 "$ran tests"
+  else
+    # From the first failure on; or the end, when it did not come to that.
+    sed -n '/^failures:/,$p' "$log" | head -n 200 | grep . || tail -n 40 "$log"
+    count_failed "$name" $((SECONDS - start)) "$((bad > 0 ? bad : 1))" "$log"
+    return 1
+  fi
+}
+
+# --- Lint -------------------------------------------------------------------------------------------------------------
+
+no_output() {
+  local output
+  output=$("$@") || return
+  [ -z "$output" ] || { echo "$output" && false; }
+}
+
+# The core crates stay free of an async runtime: a sans-IO core that can reach a socket will.
+is_pure() { ! cargo tree --locked -p "$1" -e normal -i tokio 2>/dev/null | grep .; }
+
+# Values that the schema does not know are refused, so that a misspelt setting is no silent default.
+chart_refuses_unknown_values() { ! helm template tp manager/chart --set nonsense=1 >/dev/null 2>&1; }
+
+cargo_deny() { "$TP_CACHE/cargo-deny/bin/cargo-deny" --all-features --locked check --hide-inclusion-graph "$@"; }
+
+install_cargo_deny() {
+  [ "$("$TP_CACHE/cargo-deny/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $CARGO_DENY_VERSION" ] && return
+  step "building cargo-deny $CARGO_DENY_VERSION (a few minutes, once)"
+  (cd / && cargo install --quiet --locked --root "$TP_CACHE/cargo-deny" cargo-deny@"$CARGO_DENY_VERSION")
+}
+
+check_dependencies() {
+  check 'install cargo-deny' install_cargo_deny || return
+  check 'licences, bans, sources' cargo_deny bans licenses sources
+  # Advisories come from a git repository, which not every machine reaches.
+  if timeout 60 "$TP_CACHE/cargo-deny/bin/cargo-deny" --locked fetch db >"$(log_of 'fetch advisories')" 2>&1; then
+    check advisories cargo_deny advisories
+  else
+    skipped advisories 'the advisory database cannot be fetched from here'
+  fi
+}
+
+lint() {
+  check 'format' cargo fmt --all --check
+  check 'format of Go' no_output gofmt -l tests/cluster/node
+  # shellcheck disable=SC2046 # paths without spaces
+  check 'shellcheck' shellcheck $(git ls-files '*.sh') .ci/run
+  check 'tp-protocol is pure' is_pure tp-protocol
+  check 'tp-netstack is pure' is_pure tp-netstack
+  check 'chart' helm lint --quiet --strict manager/chart
+  check 'chart schema' chart_refuses_unknown_values
+  check_dependencies
+  check 'clippy' cargo clippy --locked --workspace --all-targets -- -D warnings
+  check 'clippy of e2e' cargo clippy --locked -p tp-tests --test e2e -- -D warnings
+  check 'documentation' env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+}
+
+# --- End to end -------------------------------------------------------------------------------------------------------
+
+are_static() {
+  local program
+  for program in dist/*; do
+    ! readelf -l "$program" | grep INTERP || { echo "$program needs a dynamic linker" && return 1; }
+  done
+}
+
+bring_down() { tests/testbed.sh down; }
+
+save_logs() {
+  local container
+  tests/cluster/cluster.sh logs "$logs/cluster" || true
+  for container in $(docker ps -aq --filter label=tp.role); do
+    docker logs "$container" >"$logs/container-$(docker inspect -f '{{.Name}}' "$container" | tr -d /).log" 2>&1
+  done
+  say "logs of nodes, pods and containers are in $logs"
+}
+
+end_to_end() {
+  check 'build' tests/build.sh || return
+  check 'binaries are static' are_static
+  check 'images' tests/images.sh || return
+  trap 'bring_down >/dev/null 2>&1' EXIT
+  bring_down >/dev/null 2>&1
+  check 'cluster' tests/testbed.sh up || { save_logs && return; }
+  eval "$(tests/testbed.sh env)"
+  suite 'end to end' cargo test --locked -p tp-tests --test e2e || save_logs
+  check 'cluster goes' bring_down
+  trap - EXIT
+}
+
+# --------------------------------------------------------------------------------------------------------------------
+
+finish() {
+  printf '%d passed, %d failed\n' "$passed" "$failed"
+  [ "$failed" = 0 ]
+}
+
+case ${1:-all} in
+  lint) lint ;;
+  all)
+    tests/preflight.sh || { count_failed preflight "$SECONDS" 1 'above' && finish && exit || exit 1; }
+    lint
+    suite 'tests of the crates' cargo test --locked --workspace
+    end_to_end
+    ;;
+  *) die "usage: tests/check.sh [lint]" ;;
+esac
+finish

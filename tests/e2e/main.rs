@@ -1,0 +1,12 @@
+//! The whole product, end to end: its real binary, a real engine, a real cluster, the plain user's rights.
+//!
+//! One module per theme. What the tests need is prepared by `make test`; `tp_tests::given` says what that is.
+
+mod errors;
+mod host;
+mod install;
+mod names;
+mod network;
+mod robustness;
+mod security;
+mod session;

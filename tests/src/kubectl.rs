@@ -1,0 +1,110 @@
+//! kubectl, for what the administrator does in a cluster and what the plain user may not.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::given::given;
+use crate::process::{Input, Outcome, run};
+
+/// How long a command may take, those that wait for something included.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Runs kubectl as the administrator.
+#[track_caller]
+pub fn admin(args: &[&str]) -> Outcome {
+    with(&given().admin_kubeconfig, args, Input::Nothing)
+}
+
+/// Runs kubectl as the plain user.
+#[track_caller]
+pub fn user(args: &[&str]) -> Outcome {
+    with(&given().user_kubeconfig, args, Input::Nothing)
+}
+
+/// Applies objects as the administrator.
+#[track_caller]
+pub fn apply(objects: &Value) {
+    let input = Input::Bytes(objects.to_string().into_bytes());
+    with(&given().admin_kubeconfig, &["apply", "-f", "-"], input).ok();
+}
+
+/// Creates an object as the plain user; returns what the API server made of it. For reviews, which are answers.
+#[track_caller]
+pub fn user_creates(object: &Value) -> Value {
+    let input = Input::Bytes(object.to_string().into_bytes());
+    with(&given().user_kubeconfig, &["create", "-f", "-", "-o", "json"], input).json()
+}
+
+#[track_caller]
+fn with(kubeconfig: &Path, args: &[&str], input: Input) -> Outcome {
+    let mut command = Command::new("kubectl");
+    command.arg("--kubeconfig").arg(kubeconfig).args(args);
+    run(command, input, LIMIT)
+}
+
+/// The address of one pod that carries `label`.
+#[track_caller]
+pub fn pod_ip(namespace: &str, label: &str) -> String {
+    let path = "jsonpath={.items[0].status.podIP}";
+    admin(&["-n", namespace, "get", "pods", "-l", label, "-o", path]).ok()
+}
+
+/// The cluster address of a service.
+#[track_caller]
+pub fn service_ip(namespace: &str, service: &str) -> String {
+    admin(&["-n", namespace, "get", "service", service, "-o", "jsonpath={.spec.clusterIP}"]).ok()
+}
+
+/// A namespace that goes away with this, and all in it.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes the namespace.
+    ///
+    /// # Panics
+    /// When the cluster refuses.
+    pub fn create(name: &str) -> Self {
+        apply(&serde_json::json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }));
+        Self { name: name.to_owned() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives the plain user the right to port-forward to the manager's pod in it, and nothing else.
+    ///
+    /// # Panics
+    /// When the cluster refuses.
+    pub fn let_user_connect(&self) {
+        let manager_namespace = &given().manager_namespace;
+        let bindings = admin(&["-n", manager_namespace, "get", "rolebindings", "-o", "json"]).json();
+        let binds = |binding: &&Value| binding["roleRef"]["name"] == "tp-user";
+        let bindings = bindings["items"].as_array().into_iter().flatten().filter(binds);
+        let subjects: Vec<Value> =
+            bindings.flat_map(|binding| binding["subjects"].as_array().cloned().unwrap_or_default()).collect();
+        assert!(!subjects.is_empty(), "no RoleBinding of the Role tp-user in {manager_namespace}");
+        let metadata = serde_json::json!({ "name": "tp-user", "namespace": self.name });
+        apply(&serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": [
+            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": [
+                { "apiGroups": [""], "resources": ["pods/portforward"], "resourceNames": ["tp-manager-0"],
+                  "verbs": ["get", "create"] } ] },
+            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
+              "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "tp-user" },
+              "subjects": subjects },
+        ] }));
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        admin(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"]);
+    }
+}

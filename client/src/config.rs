@@ -18,7 +18,7 @@ use value::{ConnectionName, HumanDuration, LogLevel, Namespace};
 pub(crate) const DEFAULT_MANAGER_NAMESPACE: &str = "tp-system";
 /// The namespace of a kubeconfig context that names none, as with kubectl.
 const DEFAULT_NAMESPACE: &str = "default";
-/// How long a detached connection lives without traffic and without a joined container.
+/// How long a detached connection lives without traffic.
 pub(crate) const DEFAULT_IDLE_LIMIT: HumanDuration = HumanDuration::from_secs(12 * 60 * 60);
 /// How long connecting may take: long enough for a cluster far away, short enough to wait for.
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: HumanDuration = HumanDuration::from_secs(10);
@@ -173,6 +173,11 @@ impl Sources {
     /// Adds a source that beats all that were added before.
     pub(crate) fn push(&mut self, source: Source, layer: Layer) {
         self.layers.push((source, layer));
+    }
+
+    /// Adds sources that beat all that were added before.
+    pub(crate) fn extend(&mut self, stronger: Self) {
+        self.layers.extend(stronger.layers);
     }
 
     /// What the user set, by whatever means: all but what the kubeconfig's context implies.

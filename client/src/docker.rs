@@ -11,7 +11,6 @@ pub(crate) mod link;
 pub(crate) mod reach;
 mod ssh;
 
-use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;

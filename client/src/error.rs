@@ -101,9 +101,9 @@ impl CliError {
         self
     }
 
-    /// Whether a signal is what ended the command.
-    pub(crate) fn is_signal(&self) -> bool {
-        matches!(self.0.blame, Blame::Signal(_))
+    /// Whether the command line or a configuration file is to blame.
+    pub(crate) fn is_usage(&self) -> bool {
+        self.0.blame == Blame::Usage
     }
 
     /// The message alone, for where an error is one line of a list.

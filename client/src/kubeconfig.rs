@@ -4,6 +4,7 @@
 //! [`KubeAccess`] with the bytes themselves. The legacy `auth-provider` works as far as its stored token does.
 
 mod cert;
+pub(crate) mod client;
 mod exec;
 mod model;
 pub(crate) mod proxy;

@@ -1,13 +1,21 @@
 //! `tp`: the command line and, inside the daemon container, the daemon.
-#![allow(dead_code, reason = "being written")]
 
 mod attach;
+mod cli;
 mod config;
+#[cfg(target_os = "linux")]
+mod daemon;
 mod docker;
 mod error;
 mod kubeconfig;
+mod progress;
+mod reap;
+
+use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+fn main() -> ExitCode {
+    cli::run(std::env::args_os().collect())
+}

@@ -1,6 +1,7 @@
 //! Finds what tp has running in the engine: by label, from the engine alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use bollard::models::{ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum};
 use bollard::query_parameters::{
@@ -14,6 +15,8 @@ use crate::error::Result;
 
 /// Log lines of a dead daemon that an error message repeats.
 const LOG_TAIL_LINES: &str = "12";
+/// Before a wait for a container's end that broke is begun again.
+const WAIT_AGAIN: Duration = Duration::from_secs(1);
 
 /// A daemon container, alive or dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,10 +229,24 @@ impl Engine {
         }
     }
 
-    /// Waits until a container has ended, or is gone.
-    pub(crate) async fn wait_end(&self, id: &str) {
-        let mut answers = self.docker.wait_container(id, None::<WaitContainerOptions>);
-        while let Some(Ok(_)) = answers.next().await {}
+    /// Waits until a container has ended, or is removed.
+    pub(crate) async fn wait_gone(&self, id: &str) {
+        loop {
+            let mut answers = self.docker.wait_container(id, None::<WaitContainerOptions>);
+            while let Some(Ok(_)) = answers.next().await {}
+            // The wait itself can break, with the engine for one.
+            let inspected = self.docker.inspect_container(id, None::<InspectContainerOptions>).await;
+            match inspected {
+                Ok(inspected) => {
+                    if inspected.state.is_none_or(|state| state.running != Some(true)) {
+                        return;
+                    }
+                }
+                Err(e) if status(&e) == Some(404) => return,
+                Err(_) => {}
+            }
+            tokio::time::sleep(WAIT_AGAIN).await;
+        }
     }
 }
 

@@ -64,8 +64,6 @@ pub(crate) struct DaemonSpec {
     pub(crate) publish: Vec<Publish>,
     /// Host name; empty: the container's id.
     pub(crate) hostname: String,
-    /// Further sysctls of the network namespace.
-    pub(crate) sysctls: Vec<(String, String)>,
 }
 
 /// Why a daemon container could not be made.
@@ -192,9 +190,7 @@ fn create_body(spec: &DaemonSpec, sysctls: &[(&str, &str)]) -> ContainerCreateBo
         (label::NAMESPACE, &spec.namespace),
         (label::MANAGER_NAMESPACE, &spec.manager_namespace),
     ];
-    let mut sysctls: HashMap<_, _> =
-        sysctls.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    sysctls.extend(spec.sysctls.iter().cloned());
+    let sysctls: HashMap<_, _> = sysctls.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let mut port_bindings = PortMap::new();
     for publish in &spec.publish {
         let binding =

@@ -19,6 +19,16 @@ const DAEMON_USER: &str = "65532:65532";
 /// What is kept of what `tp daemon attach` says on stderr.
 const MAX_STDERR_BYTES: usize = 4 << 10;
 
+/// What a stream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Requests and replies.
+    Talk,
+    /// As [`Purpose::Talk`]; besides, what was asked to be held ends with the stream, and only with it: a daemon process
+    /// that dies is replaced, and told that the connection is held.
+    Hold,
+}
+
 /// A stream of requests to a daemon and its replies.
 pub(crate) struct DaemonLink {
     engine: Engine,
@@ -28,6 +38,7 @@ pub(crate) struct DaemonLink {
     input: Pin<Box<dyn AsyncWrite + Send>>,
     inbox: BytesMut,
     stderr: String,
+    answered: bool,
 }
 
 impl Engine {
@@ -35,14 +46,18 @@ impl Engine {
     ///
     /// # Errors
     /// When the engine cannot run a process there.
-    pub(crate) async fn attach(&self, container: &str) -> Result<DaemonLink> {
+    pub(crate) async fn attach(&self, container: &str, purpose: Purpose) -> Result<DaemonLink> {
         let what = || format!("talk to the daemon in {container}");
+        let mut command = vec!["/tp", "daemon", "attach"];
+        if purpose == Purpose::Hold {
+            command.push("--hold");
+        }
         let options = CreateExecOptions {
             attach_stdin: Some(true),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             user: Some(DAEMON_USER),
-            cmd: Some(vec!["/tp", "daemon", "attach"]),
+            cmd: Some(command),
             ..CreateExecOptions::default()
         };
         let exec_id = self.docker.create_exec(container, options).await.map_err(|e| failed(&what(), &e))?.id;
@@ -56,6 +71,7 @@ impl Engine {
                 input,
                 inbox: BytesMut::new(),
                 stderr: String::new(),
+                answered: false,
             }),
             StartExecResults::Detached => Err(CliError::bug("the engine detached a process that was to be attached")),
         }
@@ -93,9 +109,9 @@ impl DaemonLink {
         }
     }
 
-    /// Waits until the stream ends: the daemon or its container is gone.
-    pub(crate) async fn ended(&mut self) {
-        while let Ok(Some(_)) = self.receive().await {}
+    /// Whether the daemon has answered anything on this stream.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered
     }
 
     /// The next reply; `None` at the end of the stream. Replies of kinds that this release does not know are skipped.
@@ -106,7 +122,10 @@ impl DaemonLink {
                     .hint("its version may be another: `tp quit` and connect again")
             })?;
             match reply {
-                Some(Reply { kind: Some(kind) }) => return Ok(Some(kind)),
+                Some(Reply { kind: Some(kind) }) => {
+                    self.answered = true;
+                    return Ok(Some(kind));
+                }
                 Some(Reply { kind: None }) => continue,
                 None => {}
             }

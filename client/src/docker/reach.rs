@@ -12,7 +12,7 @@ use bollard::models::{ContainerSummary, PortSummaryTypeEnum};
 use super::Engine;
 use super::connections::first_name;
 use crate::attach::KubeAccess;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 
 /// The name by which containers know the engine's host.
 const HOST_GATEWAY: &str = "host.docker.internal";
@@ -59,7 +59,16 @@ impl Engine {
             return Ok(Reach::default());
         }
         let neighbours: Vec<_> = self.running().await?.into_iter().map(Neighbour::from).collect();
-        Ok(place(access, &addresses, &neighbours))
+        let reach = place(access, &addresses, &neighbours);
+        if !reach.extra_hosts.is_empty() && !self.endpoint().address.is_local() {
+            return Err(CliError::user(format!(
+                "the API server {} is on this machine, and the container engine at {} is on another",
+                access.original_server,
+                self.endpoint().address
+            ))
+            .hint("use an engine on this machine, or a kubeconfig with an address that both machines reach"));
+        }
+        Ok(reach)
     }
 }
 

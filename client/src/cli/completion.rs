@@ -1,0 +1,26 @@
+//! `tp completion`.
+
+use clap_complete::Shell;
+
+use super::output::print;
+use crate::error::Result;
+
+/// Print a completion script for a shell
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+For this shell:    source <(tp completion bash)
+For all of yours:  tp completion bash > ~/.local/share/bash-completion/completions/tp
+                   tp completion zsh > \"${fpath[1]}/_tp\"
+                   tp completion fish > ~/.config/fish/completions/tp.fish")]
+pub(super) struct CompletionArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// Runs `tp completion`.
+pub(super) fn run(args: &CompletionArgs) -> Result<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::command(), "tp", &mut script);
+    print(&String::from_utf8_lossy(&script))?;
+    Ok(0)
+}

@@ -1,0 +1,435 @@
+//! `tp docker-run`.
+
+mod flags;
+mod parse;
+mod program;
+mod split;
+
+use std::ffi::OsString;
+
+use super::publish::Wishes;
+use super::select::{by_name, only};
+use super::session::{self, Invocation, Lifetime, Made, Naming, Plan};
+use super::setup::{CommonArgs, KubeArgs, Setup, VerbosityArgs, load};
+use super::signals::Signals;
+use crate::attach::{Empty, request};
+use crate::config::Layer;
+use crate::config::value::{ConnectionName, HumanDuration, LogLevel, Namespace};
+use crate::docker::connections::{Connection, container_name};
+use crate::docker::daemon::Publish;
+use crate::docker::link::{DaemonLink, Purpose};
+use crate::docker::{Engine, label, role};
+use crate::error::{CliError, EXIT_DOCKER_RUN, Result, exit_code_of};
+use crate::progress::Progress;
+use flags::Arity;
+use parse::{Parsed, parse};
+use program::Program;
+pub(super) use program::on_path;
+use split::{Split, split};
+
+/// The command's name on the command line.
+pub(super) const NAME: &str = "docker-run";
+
+/// Run a container in the cluster's network; connects if nothing is connected
+///
+/// Takes every option of `docker run`, and runs docker (or podman) with them: terminal, standard input, signals and exit
+/// code are the container's. The container joins the network of a connection, where the cluster's services, pods and
+/// names are what they are for a pod; the internet and the neighbours on Docker networks stay reachable.
+///
+/// When nothing is connected, it connects first, and ends the connection together with the container; with -d both stay
+/// until `tp quit`. Then -p, -P, --hostname, --add-host and --network are set on the connection, as Docker takes none of
+/// them on a container that joins another's network. On a connection that is there already they have been given to
+/// `tp connect`.
+///
+/// The options below are tp's; they go before the image, in any order with docker's. tp's own failures exit with 125, as
+/// docker's do.
+#[derive(clap::Args, Debug)]
+#[command(
+    override_usage = "tp docker-run [OPTIONS] [DOCKER RUN OPTIONS] IMAGE [COMMAND] [ARG...]",
+    disable_help_flag = true,
+    after_help = "\
+Examples:
+  tp docker-run --rm -it alpine sh
+  tp docker-run --rm -p 8080:80 --context prod --namespace shop my-image:dev
+  tp docker-run --use shop -d --name worker my-worker --queue orders"
+)]
+pub(super) struct DockerRunArgs {
+    #[command(flatten)]
+    own: OwnArgs,
+    /// Options of docker run, the image, and the container's command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "DOCKER RUN ARGUMENTS", hide = true)]
+    args: Vec<OsString>,
+}
+
+/// tp's own options. None has a short form or the name of one of docker's.
+#[derive(clap::Args, Clone, Debug, Default)]
+struct OwnArgs {
+    /// Join this connection; it has to be there
+    #[arg(long = "use", env = "TP_CONNECTION", hide_env_values = true, value_name = "NAME")]
+    connection: Option<ConnectionName>,
+    #[command(flatten)]
+    kube: KubeArgs,
+    /// Connect to this namespace: its services have short names [default: the context's, or `default`]
+    #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
+    namespace: Option<Namespace>,
+    /// Find the traffic manager in this namespace [default: tp-system]
+    #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
+    manager_namespace: Option<Namespace>,
+    /// Give up connecting after this time [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    connect_timeout: Option<HumanDuration>,
+    /// With -d: end a connection that was idle for this long; 0 for never [default: 12h]
+    #[arg(long, value_name = "DURATION")]
+    idle_limit: Option<HumanDuration>,
+    /// How much the daemon logs [default: info]
+    #[arg(long, value_name = "LEVEL", hide_possible_values = true)]
+    log_level: Option<LogLevel>,
+    /// Run this docker or podman CLI [default: docker]
+    #[arg(long, value_name = "PROGRAM")]
+    docker: Option<String>,
+    /// Read settings from this file instead of the usual config.yaml (also TP_CONFIG)
+    #[arg(long, value_name = "FILE", help_heading = "General options")]
+    config: Option<std::path::PathBuf>,
+    /// Show what caused an error
+    #[arg(long, help_heading = "General options")]
+    verbose: bool,
+}
+
+impl OwnArgs {
+    fn layer(&self) -> Layer {
+        Layer {
+            namespace: self.namespace.clone(),
+            manager_namespace: self.manager_namespace.clone(),
+            connect_timeout: self.connect_timeout,
+            idle_limit: self.idle_limit,
+            log_level: self.log_level,
+            docker: self.docker.clone(),
+            ..Layer::default()
+        }
+    }
+
+    fn common(&self) -> CommonArgs {
+        CommonArgs { config: self.config.clone(), verbosity: VerbosityArgs { verbose: self.verbose } }
+    }
+
+    /// Whether it is said which cluster or namespace is meant: then not every connection will do.
+    fn names_a_cluster(&self) -> bool {
+        self.kube.context.is_some()
+            || self.kube.kubeconfig.is_some()
+            || self.namespace.is_some()
+            || self.manager_namespace.is_some()
+    }
+}
+
+/// tp's option of this long name.
+fn own_flag(name: &str) -> Option<Arity> {
+    let command = <OwnArgs as clap::Args>::augment_args(clap::Command::new(NAME));
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+    Some(if arg.get_action().takes_values() { Arity::Value } else { Arity::Switch })
+}
+
+/// Runs `tp docker-run` with the arguments behind its name; returns the exit code.
+pub(super) fn run(args: Vec<OsString>) -> u8 {
+    let parsed = match parse(args, own_flag) {
+        Ok(parsed) => parsed,
+        Err(text) => return usage_error(text),
+    };
+    if parsed.docker.iter().any(|flag| flag.name == "help" && flag.is_on()) {
+        let mut command = super::command();
+        let help = command.find_subcommand_mut(NAME).expect("it is one of the commands").render_long_help();
+        return super::finish(false, super::output::print(&help.to_string()).map(|()| 0));
+    }
+    let own: OwnArgs = match super::parse_from(NAME, parsed.own.clone()) {
+        Ok(own) => own,
+        Err(e) => {
+            let _ = e.print();
+            return EXIT_DOCKER_RUN;
+        }
+    };
+    if parsed.image.is_none() {
+        return usage_error("it needs an image".to_owned());
+    }
+    let split = match split(parsed.docker.clone()) {
+        Ok(split) => split,
+        Err(text) => return usage_error(text),
+    };
+    let verbose = own.verbose;
+    super::on_runtime(run_container(own, parsed, split)).unwrap_or_else(|error| {
+        error.print(verbose);
+        error.docker_run_exit_code()
+    })
+}
+
+fn usage_error(text: String) -> u8 {
+    CliError::usage(format!("docker-run: {text}")).hint("see `tp docker-run --help`").print(false);
+    EXIT_DOCKER_RUN
+}
+
+async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split) -> Result<u8> {
+    let mut signals = Signals::catch();
+    let setup = load(&own.common(), &own.kube, own.layer())?;
+    let progress = Progress::start(Some(setup.settings.connect_timeout.value.as_duration()));
+    let engine = signals.or(session::engine(&progress)).await?;
+    let program = Program::find(&setup.settings.docker.value, &engine)?;
+    let run = Run { program, parsed, detached: split.detached };
+    if let Some(connection) = signals.or(choose(&engine, &own, &setup)).await? {
+        refuse_owner_flags(&split, &connection)?;
+        let link = signals.or(hold(&engine, &connection)).await?;
+        drop(progress);
+        return run.join(Invocation::start(engine)?, &connection, link, split, &mut signals).await;
+    }
+    progress.step("reading the kubeconfig");
+    let wishes = signals.or(wishes(&engine, &mut split, &run.parsed)).await?;
+    let lifetime = if run.detached { Lifetime::Detached } else { Lifetime::Held };
+    let plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
+    let (invocation, made) = session::make(Invocation::start(engine)?, plan, &mut signals, &progress).await?;
+    drop(progress);
+    run.with_own(invocation, made, split, &mut signals).await
+}
+
+/// The connection to join, when there is one that fits. One that belongs to another command is joined by name only: it
+/// ends with that command.
+async fn choose(engine: &Engine, own: &OwnArgs, setup: &Setup) -> Result<Option<Connection>> {
+    let connections = engine.connections().await?;
+    if let Some(name) = &own.connection {
+        let connection = by_name(&connections, name)?;
+        if !connection.running {
+            let why = match engine.ended(&connection.id).await? {
+                Some(ended) => ended.reason(),
+                None => "its container does not run".to_owned(),
+            };
+            return Err(CliError::user(format!("the connection `{name}` has ended: {why}"))
+                .hint(format!("connect again with `tp connect --name {name}`")));
+        }
+        return Ok(Some(connection.clone()));
+    }
+    let fits = |connection: &Connection| connection.running && !connection.held && is_meant(connection, own, setup);
+    let fitting: Vec<_> = connections.into_iter().filter(fits).collect();
+    Ok(only(&fitting)?.cloned())
+}
+
+/// Whether a connection is to what the options name; without options, any is.
+fn is_meant(connection: &Connection, own: &OwnArgs, setup: &Setup) -> bool {
+    if !own.names_a_cluster() {
+        return true;
+    }
+    let is_context = match (&setup.selected, own.kube.context.is_some() || own.kube.kubeconfig.is_some()) {
+        (Ok(selected), true) => {
+            connection.context == selected.context && selected.server().is_ok_and(|server| server == connection.server)
+        }
+        (Err(_), true) => false,
+        (_, false) => true,
+    };
+    let is_namespace = own.namespace.as_ref().is_none_or(|namespace| connection.namespace == namespace.as_str());
+    let is_manager = own.manager_namespace.as_ref().is_none_or(|ns| connection.manager_namespace == ns.as_str());
+    is_context && is_namespace && is_manager
+}
+
+/// Options that only the owner of a network takes come too late for a connection that is there.
+fn refuse_owner_flags(split: &Split, connection: &Connection) -> Result<()> {
+    if split.owner_flags.is_empty() {
+        return Ok(());
+    }
+    let flags = split.owner_flags.join(", ");
+    Err(CliError::usage(format!(
+        "docker-run: {flags} cannot be set for a container that joins the connection `{}`",
+        connection.name
+    ))
+    .hint(format!(
+        "give them to the connection: `tp quit --use {0}`, then `tp connect --name {0} {flags} ...`",
+        connection.name
+    ))
+    .hint("or let docker-run make a connection of its own: `tp quit` first"))
+}
+
+/// Holds a connection that would otherwise end with another command.
+async fn hold(engine: &Engine, connection: &Connection) -> Result<Option<DaemonLink>> {
+    if !connection.held {
+        return Ok(None);
+    }
+    let mut link = engine.attach(&connection.id, Purpose::Hold).await?;
+    link.request(request::Kind::Hold(Empty {}), |_| {}).await?;
+    Ok(Some(link))
+}
+
+/// The wishes for a connection of its own, with the ports that -P asks for.
+async fn wishes(engine: &Engine, split: &mut Split, parsed: &Parsed) -> Result<Wishes> {
+    let mut wishes = std::mem::take(&mut split.wishes);
+    if split.publish_all {
+        let image = parsed.image.as_deref().unwrap_or_default().to_string_lossy();
+        let Some(exposed) = engine.exposed_ports(&image).await? else {
+            return Err(CliError::user(format!(
+                "-P publishes the ports that the image exposes, and `{image}` is not here yet"
+            ))
+            .hint(format!("get it with `docker pull {image}`, or name the ports with -p")));
+        };
+        for container in exposed.into_iter().chain(split.expose.iter().cloned()) {
+            if !wishes.publish.iter().any(|publish| publish.container == container) {
+                wishes.publish.push(Publish { container, host_ip: String::new(), host_port: String::new() });
+            }
+        }
+    }
+    Ok(wishes)
+}
+
+/// The container to run, and what with.
+struct Run {
+    program: Program,
+    parsed: Parsed,
+    detached: bool,
+}
+
+impl Run {
+    /// Runs the container in a connection that was there before, and stays.
+    async fn join(
+        self,
+        mut invocation: Invocation,
+        connection: &Connection,
+        link: Option<DaemonLink>,
+        split: Split,
+        signals: &mut Signals,
+    ) -> Result<u8> {
+        let outcome = self.run(&mut invocation, &connection.name, &connection.id, &split, signals).await;
+        // What runs on in the background, or was never made, needs no reaper.
+        invocation.keep();
+        drop(link);
+        outcome
+    }
+
+    /// Runs the container in a connection of its own, which ends with it.
+    async fn with_own(
+        self,
+        mut invocation: Invocation,
+        mut made: Made,
+        split: Split,
+        signals: &mut Signals,
+    ) -> Result<u8> {
+        let outcome = self.run(&mut invocation, made.name.as_str(), &made.id, &split, signals).await;
+        let runs_on = match &outcome {
+            // In the background; or the user has detached from it by docker's detach keys.
+            Ok(_) => self.has_running(&invocation, made.name.as_str()).await,
+            Err(_) => false,
+        };
+        if runs_on {
+            if !self.detached {
+                made.link.request(request::Kind::Detach(Empty {}), |_| {}).await?;
+                eprintln!(
+                    "The container goes on, and so does its connection: `tp quit --use {}` ends that.",
+                    made.name
+                );
+            }
+            invocation.keep();
+            return outcome;
+        }
+        match session::end(&invocation.engine, &made.id, Some(&mut made.link)).await {
+            Ok(()) => invocation.keep(),
+            Err(_) => invocation.clean_up().await,
+        }
+        outcome
+    }
+
+    async fn has_running(&self, invocation: &Invocation, connection: &str) -> bool {
+        let handlers = invocation.engine.handlers().await.unwrap_or_default();
+        let mut of_connection = handlers.get(connection).into_iter().flatten();
+        of_connection.any(|handler| handler.running)
+    }
+
+    /// Runs the user's CLI to its end; returns its exit code.
+    async fn run(
+        &self,
+        invocation: &mut Invocation,
+        connection: &str,
+        daemon_id: &str,
+        split: &Split,
+        signals: &mut Signals,
+    ) -> Result<u8> {
+        let container = container_name(connection);
+        let args = self.args(connection, &invocation.id, split);
+        let mut child =
+            self.program.command(&args).spawn().map_err(|e| {
+                CliError::user(format!("cannot start {}: {e}", self.program.path.display())).because(&e)
+            })?;
+        invocation.on_docker_cli(child.id());
+        let engine = invocation.engine.clone();
+        let status = {
+            let gone = engine.wait_gone(daemon_id);
+            tokio::pin!(gone);
+            let mut is_gone = false;
+            loop {
+                tokio::select! {
+                    status = child.wait() => break status,
+                    caught = signals.next() => super::child::pass_on(&child, caught),
+                    () = &mut gone, if !is_gone => {
+                        is_gone = true;
+                        if !self.detached {
+                            eprintln!("\r\ntp: {container} is gone: this container has no network any more\r");
+                        }
+                    }
+                }
+            }
+        };
+        invocation.on_docker_cli(None);
+        status.map(exit_code_of).map_err(|e| CliError::user(format!("cannot wait for docker: {e}")).because(&e))
+    }
+
+    /// The arguments for the user's CLI.
+    fn args(&self, connection: &str, invocation: &str, split: &Split) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["run".into()];
+        let labels = [(label::ROLE, role::HANDLER), (label::CONNECTION, connection), (label::INVOCATION, invocation)];
+        args.extend(labels.map(|(key, value)| format!("--label={key}={value}").into()));
+        args.push(format!("--network=container:{}", container_name(connection)).into());
+        args.push(format!("--env=TP_CONNECTION={connection}").into());
+        args.extend(split.pass.iter().map(parse::Flag::to_arg));
+        args.extend(self.parsed.image.iter().cloned());
+        args.extend(self.parsed.args.iter().cloned());
+        args
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_option_of_tp_is_one_of_docker_s() {
+        let command = <OwnArgs as clap::Args>::augment_args(clap::Command::new(NAME));
+        for arg in command.get_arguments() {
+            let long = arg.get_long().expect("every option has a long name");
+            assert!(flags::by_long(long).is_none(), "--{long}");
+            assert_eq!(arg.get_short(), None, "--{long}");
+        }
+        assert_eq!(own_flag("use"), Some(Arity::Value));
+        assert_eq!(own_flag("verbose"), Some(Arity::Switch));
+        assert_eq!(own_flag("name"), None);
+    }
+
+    #[test]
+    fn container_joins_and_is_labelled_before_the_user_s_own_options() {
+        let parsed = Parsed { image: Some("img".into()), args: vec!["--x".into()], ..Parsed::default() };
+        let split = split(vec![parse::Flag { name: "rm".into(), value: None }]).unwrap();
+        let program = Program { path: "docker".into(), args: Vec::new(), env: Vec::new() };
+        let run = Run { program, parsed, detached: false };
+        let args: Vec<_> = run.args("dev", "01", &split).into_iter().map(|arg| arg.into_string().unwrap()).collect();
+        assert_eq!(
+            args.join(" "),
+            "run --label=tp.role=handler --label=tp.connection=dev --label=tp.invocation=01 \
+             --network=container:tp-dev --env=TP_CONNECTION=dev --rm img --x"
+        );
+    }
+
+    #[test]
+    fn connection_has_to_fit_what_is_named() {
+        let setup = Setup {
+            sources: crate::config::Sources::default(),
+            settings: crate::config::Sources::default().settings(),
+            selected: Err(CliError::user("none")),
+        };
+        let connection = crate::cli::select::example("dev");
+        assert!(is_meant(&connection, &OwnArgs::default(), &setup));
+        let in_namespace = |name: &str| OwnArgs { namespace: Some(name.parse().unwrap()), ..OwnArgs::default() };
+        assert!(is_meant(&connection, &in_namespace("default"), &setup));
+        assert!(!is_meant(&connection, &in_namespace("shop"), &setup));
+        let context = KubeArgs { context: Some("c".into()), kubeconfig: None };
+        assert!(!is_meant(&connection, &OwnArgs { kube: context, ..OwnArgs::default() }, &setup));
+    }
+}

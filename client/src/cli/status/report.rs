@@ -1,0 +1,221 @@
+//! The data of `tp status`: the keys of its JSON stay the same from release to release.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Answer;
+use crate::attach::TunnelState;
+use crate::docker::connections::{Connection, Handler, container_name};
+
+/// The document.
+#[derive(Debug, Serialize)]
+pub(in crate::cli) struct Report {
+    /// By name.
+    pub(in crate::cli) connections: Vec<ConnectionReport>,
+}
+
+impl Report {
+    /// Whether a connection is up, be it that it is being made again at the moment.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connections.iter().any(|connection| matches!(connection.state, State::Connected | State::Reconnecting))
+    }
+}
+
+/// State of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::cli) enum State {
+    /// Being made.
+    Connecting,
+    /// Up.
+    Connected,
+    /// The tunnel was lost and is being made again.
+    Reconnecting,
+    /// Its container runs, and its daemon does not answer.
+    Unresponsive,
+    /// Its container has ended.
+    Ended,
+    /// Its container is gone, and others had joined it.
+    Gone,
+}
+
+/// One connection.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::cli) struct ConnectionReport {
+    pub(in crate::cli) name: String,
+    pub(super) container: String,
+    pub(in crate::cli) state: State,
+    /// Why it is not connected.
+    pub(super) reason: Option<String>,
+    /// Whether it ends with the command that made it.
+    pub(super) held: bool,
+    pub(super) context: String,
+    pub(super) server: String,
+    pub(super) namespace: String,
+    pub(super) connected_at: Option<Timestamp>,
+    pub(in crate::cli) manager: Manager,
+    pub(super) cluster: Cluster,
+    /// Subnets that are routed into the cluster.
+    pub(super) routes: Vec<String>,
+    pub(super) dns: Dns,
+    pub(super) agents: Vec<Agent>,
+    pub(super) traffic: Traffic,
+    pub(in crate::cli) daemon: Daemon,
+    /// Containers that have joined.
+    pub(super) containers: Vec<Handler>,
+}
+
+/// The traffic manager.
+#[derive(Debug, Default, Serialize)]
+pub(in crate::cli) struct Manager {
+    pub(in crate::cli) namespace: String,
+    pub(in crate::cli) pod: String,
+    /// Empty when it is not known.
+    pub(in crate::cli) version: String,
+}
+
+/// What the manager knows of its cluster.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Cluster {
+    pub(super) domain: String,
+    pub(super) service_subnets: Vec<String>,
+    pub(super) pod_subnets: Vec<String>,
+}
+
+/// Name resolution in joined containers.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Dns {
+    pub(super) address: String,
+    pub(super) search: Vec<String>,
+}
+
+/// A traffic agent.
+#[derive(Debug, Serialize)]
+pub(super) struct Agent {
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    pub(super) version: String,
+}
+
+/// Counters since the daemon process was started.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Traffic {
+    pub(super) lanes: u32,
+    pub(super) tcp_flows: u64,
+    pub(super) udp_flows: u64,
+    pub(super) bytes_up: u64,
+    pub(super) bytes_down: u64,
+    pub(super) reconnects: u32,
+}
+
+/// The daemon.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::cli) struct Daemon {
+    pub(in crate::cli) version: String,
+    pub(super) restarts: u32,
+    pub(super) resident_bytes: u64,
+}
+
+impl ConnectionReport {
+    /// Joins what the engine and the daemon say.
+    pub(in crate::cli) fn new(connection: &Connection, answer: Answer, containers: Vec<Handler>) -> Self {
+        let mut report = Self {
+            name: connection.name.clone(),
+            container: connection.container(),
+            state: State::Unresponsive,
+            reason: None,
+            held: connection.held,
+            context: connection.context.clone(),
+            server: connection.server.clone(),
+            namespace: connection.namespace.clone(),
+            connected_at: None,
+            manager: Manager { namespace: connection.manager_namespace.clone(), ..Manager::default() },
+            cluster: Cluster::default(),
+            routes: Vec::new(),
+            dns: Dns::default(),
+            agents: Vec::new(),
+            traffic: Traffic::default(),
+            daemon: Daemon { version: connection.version.clone(), ..Daemon::default() },
+            containers,
+        };
+        match answer {
+            Answer::Silent(why) => report.reason = Some(why),
+            Answer::Ended(ended) => {
+                report.state = State::Ended;
+                report.reason = Some(ended.reason());
+            }
+            Answer::Status(status) => report.take(*status),
+        }
+        report
+    }
+
+    fn take(&mut self, status: crate::attach::Status) {
+        self.state = match status.tunnel() {
+            TunnelState::Idle | TunnelState::Connecting => State::Connecting,
+            TunnelState::Connected => State::Connected,
+            TunnelState::Reconnecting => State::Reconnecting,
+        };
+        self.reason = Some(status.tunnel_error).filter(|why| !why.is_empty() && self.state != State::Connected);
+        self.held = status.held;
+        self.connected_at = Timestamp::from_second(status.connected_at).ok().filter(|_| status.connected_at > 0);
+        self.manager.pod = status.manager_pod;
+        self.manager.version = status.manager_version;
+        self.cluster = Cluster {
+            domain: status.cluster_domain,
+            service_subnets: status.service_subnets,
+            pod_subnets: status.pod_subnets,
+        };
+        self.routes = status.routed_subnets;
+        self.dns = Dns { address: status.dns_address, search: status.dns_search };
+        let agent =
+            |agent: crate::attach::Agent| Agent { namespace: agent.namespace, pod: agent.pod, version: agent.version };
+        self.agents = status.agents.into_iter().map(agent).collect();
+        self.traffic = Traffic {
+            lanes: status.lanes,
+            tcp_flows: status.tcp_flows,
+            udp_flows: status.udp_flows,
+            bytes_up: status.bytes_up,
+            bytes_down: status.bytes_down,
+            reconnects: status.reconnects,
+        };
+        self.daemon =
+            Daemon { version: status.daemon_version, restarts: status.restarts, resident_bytes: status.resident_bytes };
+    }
+
+    /// A connection of which nothing is left but containers that had joined it.
+    pub(super) fn gone(name: String, containers: Vec<Handler>) -> Self {
+        Self {
+            container: container_name(&name),
+            name,
+            state: State::Gone,
+            reason: Some("its container was removed".to_owned()),
+            held: false,
+            context: String::new(),
+            server: String::new(),
+            namespace: String::new(),
+            connected_at: None,
+            manager: Manager::default(),
+            cluster: Cluster::default(),
+            routes: Vec::new(),
+            dns: Dns::default(),
+            agents: Vec::new(),
+            traffic: Traffic::default(),
+            daemon: Daemon::default(),
+            containers,
+        }
+    }
+
+    /// Subnets of the cluster that are not routed: they came up after the container had given its rights away.
+    pub(super) fn unrouted(&self) -> Vec<&str> {
+        let known = self.cluster.service_subnets.iter().chain(&self.cluster.pod_subnets);
+        let nets: Vec<ipnet::IpNet> = self.routes.iter().filter_map(|route| route.parse().ok()).collect();
+        let covered = |subnet: &str| {
+            subnet.parse::<ipnet::IpNet>().is_ok_and(|subnet| nets.iter().any(|net| net.contains(&subnet)))
+        };
+        known.map(String::as_str).filter(|subnet| !covered(subnet)).collect()
+    }
+}

@@ -1,0 +1,191 @@
+//! `tp reap`: removes what a CLI run made when that run is gone without having done so.
+//!
+//! Every run that makes containers starts one. The run holds the other end of the reaper's stdin, on which it says what
+//! it did ([`Reaper`]): `k` ends the reaper, `p` and digits and a newline name the docker CLI that was started (`p0`: it
+//! has ended). When the stream ends without `k`, the run was killed: the docker CLI is ended and everything that carries
+//! the run's label is removed.
+
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use crate::docker::Engine;
+use crate::docker::endpoint::Endpoint;
+use crate::error::{CliError, Result};
+
+/// How long the reaper looks for containers: one that the engine was making when the run died comes into being later.
+const REAP_TIME: Duration = Duration::from_secs(8);
+/// How often it looks.
+const REAP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The flags of the hidden command.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ReapArgs {
+    /// Remove what carries this label
+    #[arg(long)]
+    invocation: String,
+    /// Address of the engine
+    #[arg(long)]
+    engine: String,
+    /// Directory of the certificates for the engine
+    #[arg(long)]
+    engine_certs: Option<PathBuf>,
+}
+
+/// Runs `tp reap`.
+pub(crate) async fn run(args: ReapArgs) -> u8 {
+    // Its own session: the terminal's hang-up and Ctrl-C are not for it.
+    #[cfg(unix)]
+    let _own_session = rustix::process::setsid();
+    let said = tokio::task::spawn_blocking(listen).await.unwrap_or(Said { keep: false, docker_cli: None });
+    if said.keep {
+        return 0;
+    }
+    end_docker_cli(said.docker_cli);
+    match reap(&args).await {
+        Ok(()) => 0,
+        // Nobody reads what it would print.
+        Err(error) => error.exit_code(),
+    }
+}
+
+/// What the run said before its end of the stream was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Said {
+    keep: bool,
+    docker_cli: Option<i32>,
+}
+
+fn listen() -> Said {
+    let mut heard = Vec::new();
+    let mut byte = [0];
+    let mut stdin = io::stdin().lock();
+    while matches!(stdin.read(&mut byte), Ok(1)) {
+        heard.push(byte[0]);
+        if byte == *b"k" {
+            break;
+        }
+    }
+    interpret(&heard)
+}
+
+fn interpret(heard: &[u8]) -> Said {
+    let text = String::from_utf8_lossy(heard);
+    // A number that was cut off before its newline is no number.
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+    let last = complete.lines().filter_map(|line| line.strip_prefix('p')).next_back();
+    let docker_cli = last.and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0);
+    Said { keep: text.ends_with('k'), docker_cli }
+}
+
+/// Ends the docker CLI that the run started: it may be about to make a container.
+#[cfg(unix)]
+fn end_docker_cli(pid: Option<i32>) {
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(not(unix))]
+fn end_docker_cli(_: Option<i32>) {}
+
+async fn reap(args: &ReapArgs) -> Result<()> {
+    let engine = Engine::connect(Endpoint::from_flags(&args.engine, args.engine_certs.clone())?).await?;
+    let until = tokio::time::Instant::now() + REAP_TIME;
+    let mut outcome = Ok(());
+    while tokio::time::Instant::now() < until {
+        outcome = remove_invocation(&engine, &args.invocation).await;
+        tokio::time::sleep(REAP_INTERVAL).await;
+    }
+    outcome
+}
+
+/// Removes all containers of a run.
+///
+/// # Errors
+/// The first refusal of the engine, after the others were tried.
+pub(crate) async fn remove_invocation(engine: &Engine, invocation: &str) -> Result<()> {
+    let mut outcome = Ok(());
+    for container in engine.of_invocation(invocation).await? {
+        let removed = engine.remove(&container.id).await;
+        if outcome.is_ok() {
+            outcome = removed;
+        }
+    }
+    outcome
+}
+
+/// The run's end of the reaper's stdin.
+pub(crate) struct Reaper {
+    stdin: ChildStdin,
+    child: Child,
+}
+
+impl Reaper {
+    /// Starts the reaper of this run.
+    ///
+    /// # Errors
+    /// When the system cannot start a process.
+    pub(crate) fn start(engine: &Engine, invocation: &str) -> Result<Self> {
+        let problem = |e: io::Error| CliError::user(format!("cannot start tp's own helper process: {e}")).because(&e);
+        let mut command = Command::new(std::env::current_exe().map_err(problem)?);
+        command
+            .arg("reap")
+            .arg(format!("--invocation={invocation}"))
+            .args(engine.endpoint().to_flags())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        #[cfg(windows)]
+        {
+            // Neither the console's Ctrl-C nor its end are for it (CreateProcess flags, Windows API).
+            const DETACHED_PROCESS: u32 = 0x8;
+            const CREATE_NEW_PROCESS_GROUP: u32 = 0x200;
+            std::os::windows::process::CommandExt::creation_flags(
+                &mut command,
+                DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP,
+            );
+        }
+        let mut child = command.spawn().map_err(problem)?;
+        let stdin = child.stdin.take().expect("stdin is piped");
+        Ok(Self { stdin, child })
+    }
+
+    /// Tells the reaper which process is the docker CLI; `None` when that has ended.
+    pub(crate) fn on_docker_cli(&mut self, pid: Option<u32>) {
+        // A reaper that was killed can be told nothing; the run goes on without it.
+        let _ = writeln!(self.stdin, "p{}", pid.unwrap_or(0));
+    }
+
+    /// Ends the reaper: this run has cleaned up after itself, or what it made is to stay.
+    pub(crate) fn keep(mut self) {
+        let _ = self.stdin.write_all(b"k");
+        drop(self.stdin);
+        // It ends at once; waiting for it leaves no zombie to a parent that never looks.
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_without_keep_names_the_last_docker_cli() {
+        for (heard, keep, docker_cli) in [
+            ("", false, None),
+            ("k", true, None),
+            ("p12\n", false, Some(12)),
+            ("p12\np0\n", false, None),
+            ("p12\np0\nk", true, None),
+            ("p12\np3", false, Some(12)),
+            ("p-1\n", false, None),
+        ] {
+            assert_eq!(interpret(heard.as_bytes()), Said { keep, docker_cli }, "{heard:?}");
+        }
+    }
+}

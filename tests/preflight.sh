@@ -37,17 +37,21 @@ quietly_as_root() {
 
 distribution_has() { have apt-get && [ -n "$(apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: \([0-9].*\)/\1/p')" ]; }
 
-# Notes the package that brings a program: program PROGRAM PACKAGE
-program() {
-  if have "$1"; then
-    ok "$1"
+# Notes the package that brings what a command looks for: present NAME PACKAGE COMMAND...
+present() {
+  local name=$1 package=$2
+  shift 2
+  if "$@"; then
+    ok "$name"
   elif [ -z "$check_only" ] && have apt-get; then
-    brings "$1: package $2"
-    packages+=("$2")
+    brings "$name: package $package"
+    packages+=("$package")
   else
-    lacks "$1" "install your distribution's package of it (Debian: apt-get install $2)"
+    lacks "$name" "install your distribution's package of it (Debian: sudo apt-get install $package)"
   fi
 }
+
+program() { present "$1" "$2" have "$1"; } # PROGRAM PACKAGE
 
 install_packages() {
   [ ${#packages[@]} -gt 0 ] || return 0
@@ -110,7 +114,7 @@ check_helm() {
     lacks Helm "go install helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
   else
     brings "Helm $HELM_VERSION: its Go module, into $TP_CACHE/bin (about a minute, once)"
-    GOBIN=$TP_CACHE/bin GOFLAGS='' go install "helm.sh/helm/v3/cmd/helm@$HELM_VERSION" >"$TP_CACHE/helm.log" 2>&1 || {
+    GOBIN=$TP_CACHE/bin CGO_ENABLED=0 GOFLAGS='' go install "helm.sh/helm/v3/cmd/helm@$HELM_VERSION" >"$TP_CACHE/helm.log" 2>&1 || {
       tail -n 5 "$TP_CACHE/helm.log" >&2
       lacks Helm "go install helm.sh/helm/v3/cmd/helm@$HELM_VERSION"
     }
@@ -124,7 +128,12 @@ check_kubectl() {
     lacks kubectl "tests/cluster/node-image.sh --program"
   else
     brings "kubectl: a part of the test cluster's program, into $TP_CACHE/bin"
-    ln -sf "$("$TP_ROOT_DIR/tests/cluster/node-image.sh" --program)" "$TP_CACHE/bin/kubectl" || lacks kubectl "tests/cluster/node-image.sh --program"
+    local program
+    if program=$("$TP_ROOT_DIR/tests/cluster/node-image.sh" --program); then
+      ln -sf "$program" "$TP_CACHE/bin/kubectl"
+    else
+      lacks kubectl "tests/cluster/node-image.sh --program"
+    fi
   fi
 }
 
@@ -132,6 +141,7 @@ check_kubectl() {
 
 start_engine() {
   local variables
+  [ "$(id -u)" = 0 ] || have sudo || return 0
   mapfile -t variables < <(proxies)
   if [ -d /run/systemd/system ]; then
     brings "the Docker engine: systemctl start docker"
@@ -145,21 +155,19 @@ start_engine() {
 
 check_docker() {
   local said socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
-  docker version >/dev/null 2>&1 || [ -n "$check_only" ] || [ "$socket" != unix:///var/run/docker.sock ] ||
-    quietly_as_root docker version || ! have dockerd || start_engine
-  if said=$(docker version -f '{{.Server.Version}}' 2>&1); then
-    ok "Docker engine $said"
-  else
-    case $said in
-      *'permission denied'*)
-        lacks "the right to use the Docker engine at $socket" "sudo usermod -aG docker $(id -un) && newgrp docker"
-        ;;
-      *)
-        lacks "a running Docker engine at $socket" "sudo systemctl start docker   (or, without systemd: sudo dockerd &)"
-        [ ! -s "$TP_CACHE/dockerd.log" ] || tail -n 3 "$TP_CACHE/dockerd.log" >&2
-        ;;
-    esac
+  if ! said=$(docker version -f '{{.Server.Version}}' 2>&1) && [ -z "$check_only" ] && [[ $said != *'permission denied'* ]] &&
+    [ "$socket" = unix:///var/run/docker.sock ] && have dockerd; then
+    start_engine
+    said=$(docker version -f '{{.Server.Version}}' 2>&1) || true
   fi
+  case $said in
+    [0-9]*) ok "Docker engine $said" ;;
+    *'permission denied'*) lacks "the right to use the Docker engine at $socket" "sudo usermod -aG docker $(id -un) && newgrp docker" ;;
+    *)
+      lacks "a running Docker engine at $socket" "sudo systemctl start docker   (or, without systemd: sudo dockerd &)"
+      [ ! -s "$TP_CACHE/dockerd.log" ] || tail -n 3 "$TP_CACHE/dockerd.log" >&2
+      ;;
+  esac
 }
 
 # --- The machine ------------------------------------------------------------------------------------------------------
@@ -207,10 +215,12 @@ mkdir -p "$TP_CACHE/bin"
 step "looking for what is needed"
 rust_later=
 program gcc gcc
+present 'headers of the C library' libc6-dev test -e /usr/include/grp.h
 program make make
 program git git
 program musl-gcc musl-tools
 program debootstrap debootstrap
+present "Debian's archive keys" debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 program shellcheck shellcheck
 program jq jq
 program ip iproute2

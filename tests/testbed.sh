@@ -12,14 +12,15 @@ cluster=$TP_ROOT_DIR/tests/cluster/cluster.sh
 tp=$TP_ROOT_DIR/dist/tp
 
 up() {
-  local admin
+  local admin verb=install
   "$cluster" up >/dev/null
   admin=$("$cluster" kubeconfig admin)
   step "loading images and samples"
   "$cluster" load {tp-manager,tp-agent,tp-sample}":$TP_VERSION" tp-debian-services:1
   "$cluster" samples
-  step "installing the manager"
-  KUBECONFIG=$admin "$tp" helm upgrade --install --set "image.registry=$TP_REGISTRY" >&2
+  "$cluster" kubectl -n tp-system get statefulset tp-manager >/dev/null 2>&1 && verb=upgrade
+  step "tp helm $verb"
+  KUBECONFIG=$admin "$tp" helm "$verb" --set "image.registry=$TP_REGISTRY" >&2
   "$cluster" samples agent
   say "the plain user's kubeconfig, which may port-forward to the manager and nothing else: $("$cluster" kubeconfig user)"
   echo "export KUBECONFIG=$admin"

@@ -17,8 +17,11 @@ build_program() {
   rm -rf "$TP_CACHE/node" # earlier versions
   mkdir -p "$(dirname "$program")"
   local version=k8s.io/component-base/version major=${kubernetes%%.*} minor=${kubernetes#*.}
-  (cd "$node" && CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -trimpath -o "$program.part" -ldflags "-s -w \
-    -X $version.gitVersion=v$kubernetes -X $version.gitMajor=$major -X $version.gitMinor=${minor%%.*}" . >&2)
+  (cd "$node" && CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false' go build -trimpath -o "$program.part" -ldflags "-s -w \
+    -X $version.gitVersion=v$kubernetes -X $version.gitMajor=$major -X $version.gitMinor=${minor%%.*}" .) >"$TP_CACHE/node.log" 2>&1 || {
+    grep -v '^go: downloading' "$TP_CACHE/node.log" | tail -n 20 >&2
+    die "Kubernetes could not be built; the whole output is in $TP_CACHE/node.log"
+  }
   mv "$program.part" "$program"
 }
 

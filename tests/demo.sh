@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Shows the product from a fresh machine to a container that sees a real cluster, each step with the command that a user
+# types and its real output. A step whose output is not what it should be ends the demo with an error.
+# The cluster is brought up for the demo and removed at its end; with TP_CONTEXT=NAME it is that of your kubeconfig.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+export TP_CLUSTER=${TP_CLUSTER:-tp-demo}
+cluster=$TP_ROOT_DIR/tests/cluster/cluster.sh
+image=tp-debian-services:1
+cd "$TP_ROOT_DIR"
+
+title() { printf '\n%s# %s%s\n' "$BOLD" "$*" "$PLAIN"; }
+
+# Prints a command as it would be typed.
+prompt() {
+  local word line='$'
+  for word in "$@"; do
+    case $word in *[!a-zA-Z0-9_./:=@,%+-]* | '') line+=" '$word'" ;; *) line+=" $word" ;; esac
+  done
+  printf '\n%s%s%s\n' "$GREEN" "$line" "$PLAIN"
+}
+
+# Runs a command and expects what it prints to contain a text: shows TEXT COMMAND...
+shows() {
+  local expected=$1 output=$TP_ROOT_DIR/.tmp/demo.out status=0
+  shift
+  prompt "$@"
+  "$@" </dev/null 2>&1 | tee "$output" || status=$?
+  [ "$status" = 0 ] || die "that command ended with exit code $status"
+  grep -qF -- "$expected" "$output" || die "that command was expected to print \`$expected\`"
+}
+
+# What a failed step leaves for whoever looks for the reason, and what every end takes away.
+finish() {
+  local status=$?
+  trap - EXIT
+  if [ "$status" != 0 ] && [ -n "${cluster_is_up:-}" ]; then
+    "$cluster" logs "$TP_ROOT_DIR/.tmp/demo-logs" || true
+  fi
+  [ ! -x dist/tp ] || KUBECONFIG=${user:-} dist/tp quit --all >/dev/null 2>&1 || true
+  if [ -n "${cluster_is_up:-}" ]; then
+    [ -z "${TP_CONTEXT:-}" ] || KUBECONFIG=$admin dist/tp helm uninstall >/dev/null 2>&1 || true
+    "$cluster" down || true
+  fi
+  rm -f "$TP_ROOT_DIR/.tmp/demo.out"
+  exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+mkdir -p .tmp
+
+title 'What this machine needs'
+prompt tests/preflight.sh
+tests/preflight.sh
+
+title 'Build: static binaries, and images of nothing but them'
+prompt make images
+tests/build.sh
+tests/images.sh
+ls -sh1 dist >&2
+export PATH=$TP_ROOT_DIR/dist:$PATH
+
+title 'A real cluster'
+prompt "${cluster#"$TP_ROOT_DIR/"}" up
+cluster_is_up=yes
+"$cluster" up
+admin=$("$cluster" kubeconfig admin)
+user=$("$cluster" kubeconfig user)
+"$cluster" load {tp-manager,tp-agent,tp-sample}":$TP_VERSION" "$image"
+"$cluster" samples
+
+title 'The administrator installs the manager, once'
+export KUBECONFIG=$admin
+prompt export "KUBECONFIG=$KUBECONFIG"
+shows '' tp helm install --set "image.registry=$TP_REGISTRY"
+"$cluster" samples agent
+
+title 'A developer, who may port-forward to the manager and do nothing else'
+export KUBECONFIG=$user
+prompt export "KUBECONFIG=$KUBECONFIG"
+shows '' tp connect
+shows '' tp status
+
+title 'A container on this machine, in the network of the cluster'
+shows '"name":"web"' tp docker-run --rm "$image" curl -s http://web.default.svc.cluster.local/
+shows '"name":"web"' tp docker-run --rm "$image" curl -s http://web/
+shows PONG tp docker-run --rm "$image" redis-cli -h redis ping
+shows 'hello from PostgreSQL' tp docker-run --rm -e PGPASSWORD=app "$image" \
+  psql --host postgres --user app --command 'SELECT * FROM greetings'
+shows tp-agent tp status
+
+title 'Gone again'
+shows '' tp quit
+
+title 'Without a connection, docker-run makes its own and ends it'
+shows '"name":"web of shop"' tp docker-run --rm "$image" curl -s http://web.shop/
+[ -z "$(docker ps -aq --filter label=tp.role)" ] || die "a container of the connection is still there"
+
+title "Done in $SECONDS s"

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::given::given;
-use crate::process::{Input, Outcome, run};
+use crate::process::{Input, Outcome, Running, run};
+use crate::wait::until;
 
 /// How long a command may take, those that wait for something included.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -43,6 +44,37 @@ fn with(kubeconfig: &Path, args: &[&str], input: Input) -> Outcome {
     let mut command = Command::new("kubectl");
     command.arg("--kubeconfig").arg(kubeconfig).args(args);
     run(command, input, LIMIT)
+}
+
+/// A running `kubectl port-forward`. It ends with this.
+#[derive(Debug)]
+pub struct Forward {
+    address: String,
+    _running: Running,
+}
+
+impl Forward {
+    /// Where it listens on this machine.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// Starts `kubectl port-forward` to `port` as the administrator, and waits until it listens.
+///
+/// # Panics
+/// When it does not within `limit`.
+pub fn port_forward(namespace: &str, object: &str, port: u16, limit: Duration) -> Forward {
+    let mut command = Command::new("kubectl");
+    command.arg("--kubeconfig").arg(&given().admin_kubeconfig);
+    command.args(["-n", namespace, "port-forward", "--address", "127.0.0.1", object, &format!(":{port}")]);
+    let running = Running::start(command, Input::Nothing);
+    let (address, _) = until(limit, "kubectl port-forward to listen", || {
+        let said = running.stdout();
+        let address = said.split_whitespace().find(|word| word.starts_with("127.0.0.1:"));
+        address.map(str::to_owned).ok_or_else(|| running.stderr())
+    });
+    Forward { address, _running: running }
 }
 
 /// The address of one pod that carries `label`.

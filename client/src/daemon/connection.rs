@@ -103,6 +103,8 @@ pub(crate) struct Live {
     driver: AbortOnDrop,
     sender: ControlSender,
     receiver: ControlReceiver,
+    /// The agents, when the manager named them before it described the cluster.
+    agents: Option<Agents>,
 }
 
 /// The task that drives a lane; ends with its owner.
@@ -247,6 +249,7 @@ impl Connection {
     /// Serves one lane until it is lost; `None` when we were asked to quit.
     async fn serve(&self, mut live: Live) -> Option<String> {
         self.seen.borrow_mut().welcome = live.welcome;
+        self.on_message(live.agents.take().map(from_manager::Kind::Agents));
         loop {
             tokio::select! {
                 ended = &mut live.driver.0 => {
@@ -376,21 +379,23 @@ async fn live(route: &ManagerRoute, hello: &ClientHello, limit: Duration) -> Res
     };
     let described = async {
         let (sender, mut receiver) = lane.control().await.map_err(|e| silent(e.to_string()))?.split();
+        let mut agents = None;
         loop {
             match receiver.recv().await {
                 Some(Ok(FromManager { kind: Some(from_manager::Kind::ClusterInfo(cluster)) })) => {
-                    return Ok((sender, receiver, cluster));
+                    return Ok((sender, receiver, agents, cluster));
                 }
+                Some(Ok(FromManager { kind: Some(from_manager::Kind::Agents(list)) })) => agents = Some(list),
                 Some(Ok(FromManager { .. })) => {}
                 Some(Err(error)) => return Err(silent(error.to_string())),
                 None => return Err(silent("it closed the control channel".to_owned())),
             }
         }
     };
-    let (sender, receiver, cluster) = timeout(CLUSTER_INFO_TIMEOUT, described)
+    let (sender, receiver, agents, cluster) = timeout(CLUSTER_INFO_TIMEOUT, described)
         .await
         .unwrap_or_else(|_| Err(silent(format!("no answer for {CLUSTER_INFO_TIMEOUT:?}"))))?;
-    Ok((Live { welcome, lane, driver, sender, receiver }, cluster))
+    Ok((Live { welcome, lane, driver, sender, receiver, agents }, cluster))
 }
 
 fn hello(request: &Connect, session: Option<SessionKey>) -> ClientHello {

@@ -16,8 +16,8 @@ use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::serialize::binary::BinEncodable;
 use tokio::time::timeout;
 
-pub(crate) use self::route::Zones;
 use self::route::Route;
+pub(crate) use self::route::Zones;
 use self::upstream::Upstreams;
 use crate::daemon::tunnel::Tunnel;
 

@@ -250,7 +250,8 @@ impl Flows {
         let mut stack = self.stack.borrow_mut();
         match ended {
             Ok(_) => stack.close(flow),
-            Err(End::Container(_)) => {
+            Err(End::Container(error)) => {
+                tracing::debug!(%error, "flow reset by the container");
                 // Fails only when the lane is gone, and the far end with it.
                 let _ = sender.reset(&OpenRefused::new(ErrorClass::Reset, "reset by the client"));
                 stack.abort(flow);

@@ -45,6 +45,8 @@ async fn talk(
     loop {
         // Sending happens in the arms' bodies, as it cannot be cancelled halfway; receiving can.
         tokio::select! {
+            // A client needs the cluster's description before anything else.
+            biased;
             Ok(()) = info.changed() => {
                 let known = info.borrow_and_update().clone();
                 if let Ok(known) = known {

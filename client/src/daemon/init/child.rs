@@ -8,7 +8,7 @@ use std::process::{self, Command};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process};
 
-use super::{ChildEnd, ORDERLY_EXITS, privileges};
+use super::{ChildEnd, ORDERLY_EXITS, privileges, signals};
 
 /// The daemon's end of the link to its init.
 pub(crate) const LINK_FD: RawFd = 3;
@@ -44,6 +44,7 @@ impl Child {
                 for (from, (_, to)) in moved.into_iter().zip(wanted) {
                     check(libc::dup2(from, to))?;
                 }
+                signals::unblock_all()?;
                 privileges::drop_all()
             });
         }

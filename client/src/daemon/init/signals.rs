@@ -20,7 +20,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals in this thread and routes them to a descriptor. Rust's `Command` unblocks them in children.
+    /// Blocks the signals in this thread and routes them to a descriptor. Children inherit what is blocked, see
+    /// [`unblock_all`].
     pub(super) fn new() -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: `sigemptyset` initialises the set; the others read and write it.
@@ -55,6 +56,17 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Lets every signal through again: what a new process expects. For use between `fork` and `exec`.
+pub(super) fn unblock_all() -> io::Result<()> {
+    let mut none = MaybeUninit::uninit();
+    // SAFETY: `sigemptyset` initialises the set, which the other one reads.
+    let result = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    check(result).map(drop)
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

@@ -173,8 +173,7 @@ impl Daemon {
 
     fn parts(&self, namespace: &str) -> Parts {
         let tunnel = Tunnel::new();
-        let resolver =
-            Rc::new(Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), self.nameservers.clone()));
+        let resolver = Rc::new(Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), self.nameservers.clone()));
         let mut seed = [0; 8];
         // Without randomness initial sequence numbers are guessable, by processes of the same namespace only.
         let _ = SystemRandom::new().fill(&mut seed);
@@ -191,14 +190,12 @@ impl Daemon {
         self.change_lifetime(|life| life.set_idle_limit((!idle_limit.is_zero()).then_some(idle_limit)));
         let tun = self.tun.borrow_mut().take().expect("one connection in the life of a daemon");
         let packets = Rc::clone(connection.flows());
-        let daemon = Rc::clone(self);
         drop(spawn_local(async move {
             if let Err(error) = packets.drive(OWN_TUN, tun).await {
                 // The init starts the next process, which finds the device again or fails the same way.
                 tracing::error!(%error, "the TUN device failed");
                 std::process::exit(70);
             }
-            drop(daemon);
         }));
         let lanes = Rc::clone(&connection);
         *self.running.borrow_mut() = Some(spawn_local(async move { lanes.run(live).await }));

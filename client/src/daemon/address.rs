@@ -6,8 +6,35 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 /// VPN or Docker network uses it; the IPv6 one is a unique local prefix (RFC 4193).
 pub(crate) const TUN: [&str; 2] = ["198.18.0.1/16", "fd74:7074::1/64"];
 
+/// Whether `ip` lies in the TUN's own ranges, where nothing lives but the resolver.
+pub(crate) fn is_own(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[..2] == [198, 18],
+        IpAddr::V6(ip) => ip.segments()[..4] == [0xfd74, 0x7074, 0, 0],
+    }
+}
+
 /// Where joined containers find the resolver: an address of the TUN's range, so that port 53 stays theirs.
 pub(crate) const RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2));
 
 /// The resolver's socket address.
 pub(crate) const RESOLVER_SOCKET: SocketAddr = SocketAddr::new(RESOLVER, 53);
+
+#[cfg(test)]
+mod tests {
+    use ipnet::IpNet;
+
+    use super::*;
+
+    #[test]
+    fn own_range_is_the_range_of_the_tun() {
+        for (net, inside, outside) in
+            [(TUN[0], "198.18.255.255", "198.19.0.1"), (TUN[1], "fd74:7074::ffff:0:0:1", "fd74:7074:0:1::1")]
+        {
+            let net: IpNet = net.parse().unwrap();
+            let [inside, outside] = [inside, outside].map(|ip| ip.parse::<IpAddr>().unwrap());
+            assert!(net.contains(&inside) && is_own(inside), "{inside}");
+            assert!(!net.contains(&outside) && !is_own(outside), "{outside}");
+        }
+    }
+}

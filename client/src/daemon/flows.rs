@@ -21,9 +21,10 @@ use tp_protocol::error_class::ErrorClass;
 use tp_protocol::open::{Open, OpenRefused, Transport};
 use tp_tunnel::flow::{Flow, FlowReceiver, FlowSender};
 
+use crate::daemon::address;
 use crate::daemon::dns::Resolver;
 use crate::daemon::tun::Tun;
-use crate::daemon::tunnel::Tunnel;
+use crate::daemon::tunnel::{LANE_WAIT, Tunnel};
 
 /// Packets taken from or given to the TUN before the other direction and the flow tasks get their turn.
 const BATCH_PACKETS: usize = 64;
@@ -35,8 +36,11 @@ const READ_BYTES: usize = 64 << 10;
 /// and load balancers expect an answer sooner.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a new flow waits for a tunnel that is being made again.
-const TUNNEL_WAIT: Duration = Duration::from_secs(20);
+/// How long opening a flow may take, with the wait for a tunnel that is being made again.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(LANE_WAIT.as_secs() + DIAL_TIMEOUT.as_secs());
+
+/// How long a TCP connection to the resolver may be idle (RFC 7766 section 6.2.3).
+const DNS_TCP_IDLE: Duration = Duration::from_secs(10);
 
 /// DNS queries answered at once; the next ones are dropped, and the client asks again.
 const MAX_DNS_QUERIES: usize = 512;
@@ -200,12 +204,12 @@ impl Flows {
     }
 
     async fn serve_tcp(&self, flow: FlowId, key: FlowKey) {
-        if key.dst.ip() == self.resolver.address().ip() {
+        if address::is_own(key.dst.ip()) {
             return self.serve_own_tcp(flow, key.dst).await;
         }
         let open = self.open(Transport::Tcp, key);
         let opened = tokio::select! {
-            opened = timeout(TUNNEL_WAIT + DIAL_TIMEOUT, self.tunnel.open(&open)) => opened,
+            opened = timeout(OPEN_TIMEOUT, self.tunnel.open(&open)) => opened,
             () = self.reset_by_container(flow) => return self.stack.borrow_mut().close(flow),
         };
         match opened {
@@ -222,13 +226,13 @@ impl Flows {
         }
     }
 
-    /// TCP to the resolver's address: DNS on port 53, nothing else.
+    /// TCP to the TUN's own range: DNS, and nothing else.
     async fn serve_own_tcp(&self, flow: FlowId, dst: SocketAddr) {
         if dst != self.resolver.address() || self.stack.borrow_mut().accept(flow).is_err() {
             return self.stack.borrow_mut().refuse(flow, Refusal::Reset);
         }
         let mut inbox = BytesMut::new();
-        while let Ok(Some(data)) = self.recv(flow).await {
+        while let Ok(Ok(Some(data))) = timeout(DNS_TCP_IDLE, self.recv(flow)).await {
             inbox.extend_from_slice(&data);
             while let Some(query) = split_dns_message(&mut inbox) {
                 let Some(answer) = self.resolver.answer_stream(query).await else { continue };
@@ -285,8 +289,11 @@ impl Flows {
     }
 
     async fn serve_udp(&self, association: AssociationId, key: FlowKey) {
+        if address::is_own(key.dst.ip()) {
+            return self.stack.borrow_mut().refuse_association(association, Unreachable::Port);
+        }
         let open = self.open(Transport::Udp, key);
-        match timeout(TUNNEL_WAIT + DIAL_TIMEOUT, self.tunnel.open(&open)).await {
+        match timeout(OPEN_TIMEOUT, self.tunnel.open(&open)).await {
             Ok(Ok(flow)) => self.relay_udp(association, flow).await,
             Ok(Err(error)) => {
                 tracing::debug!(dst = %key.dst, %error, "not opened");

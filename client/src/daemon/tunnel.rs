@@ -13,7 +13,10 @@ use tp_tunnel::error::FlowOpenError;
 use tp_tunnel::flow::Flow;
 
 /// How long an open waits for a lane that is being made again.
-const LANE_WAIT: Duration = Duration::from_secs(20);
+pub(crate) const LANE_WAIT: Duration = Duration::from_secs(20);
+
+/// How long a DNS query waits for it: less than the 5 s after which a stub resolver asks again (resolv.conf(5)).
+const DNS_LANE_WAIT: Duration = Duration::from_secs(2);
 
 /// Hands out the lane that is up. Clones share it.
 #[derive(Clone)]
@@ -40,12 +43,12 @@ impl Tunnel {
         self.lane(LANE_WAIT).await?.open(open).await
     }
 
-    /// Asks the cluster's DNS, if a lane is up: a stub resolver would rather be told than wait.
+    /// Asks the cluster's DNS, once a lane is up.
     ///
     /// # Errors
     /// The manager's refusal, or that the tunnel is down.
     pub(crate) async fn resolve(&self, query: Bytes) -> Result<Bytes, FlowOpenError> {
-        self.lane(Duration::from_secs(2)).await?.resolve(query).await
+        self.lane(DNS_LANE_WAIT).await?.resolve(query).await
     }
 
     async fn lane(&self, limit: Duration) -> Result<Lane, FlowOpenError> {

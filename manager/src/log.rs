@@ -2,18 +2,23 @@
 
 use std::panic::PanicHookInfo;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat};
 
 /// Starts logging. Called once; the configuration has checked the level.
 pub fn start(log: &Log) {
-    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    match log.format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
-        LogFormat::Text => builder.init(),
-    }
+    // Targets, not EnvFilter: a level per module is all that is needed, and it comes without a regex engine.
+    let filter: Targets = log.level.parse().unwrap_or_else(|_| Targets::default());
+    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let layer = match log.format {
+        LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => layer.boxed(),
+    };
+    tracing_subscriber::registry().with(layer).with(filter).init();
     std::panic::set_hook(Box::new(on_panic));
 }
 

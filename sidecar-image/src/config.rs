@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 /// What the agent has to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
     /// `TP_MANAGER_ADDRESS`: where the manager's agents' port is.
     pub(crate) manager: ManagerAddress,
@@ -19,8 +19,8 @@ pub(crate) struct Config {
     pub(crate) namespace: String,
     /// `TP_AGENT_HEALTH_PORT`: port of the probe.
     pub(crate) health_port: u16,
-    /// `TP_LOG_LEVEL`: level, or directives as of tracing's `EnvFilter`.
-    pub(crate) log_level: String,
+    /// `TP_LOG_LEVEL`: level, or levels per module (`info,tp_agent::manager=debug`).
+    pub(crate) log_filter: Targets,
     /// `TP_LOG_FORMAT`: `json` or `text`.
     pub(crate) log_format: LogFormat,
 }
@@ -75,7 +75,7 @@ impl Config {
         let health_port = or("TP_AGENT_HEALTH_PORT", DEFAULT_HEALTH_PORT);
         let log_level = or("TP_LOG_LEVEL", "info");
         let log_format = or("TP_LOG_FORMAT", "json");
-        EnvFilter::try_new(&log_level).map_err(|_| invalid("TP_LOG_LEVEL", &log_level, "a log level"))?;
+        let log_filter = log_level.parse().map_err(|_| invalid("TP_LOG_LEVEL", &log_level, "a log level"))?;
         Ok(Self {
             manager: parse_address(&manager)
                 .ok_or_else(|| invalid("TP_MANAGER_ADDRESS", &manager, "a name with a port"))?,
@@ -89,7 +89,7 @@ impl Config {
                 "text" => LogFormat::Text,
                 other => return Err(invalid("TP_LOG_FORMAT", other, "json or text")),
             },
-            log_level,
+            log_filter,
         })
     }
 }
@@ -127,7 +127,7 @@ mod tests {
             read(&[("TP_MANAGER_ADDRESS", "tp-manager.dev.svc:1"), ("TP_LOG_FORMAT", "text"), ("TP_LOG_LEVEL", "")]);
         let config = config.unwrap();
         assert_eq!((&*config.manager.host, config.manager.port), ("tp-manager.dev.svc", 1));
-        assert_eq!((config.log_format, &*config.log_level), (LogFormat::Text, "info"));
+        assert_eq!((config.log_format, config.log_filter), (LogFormat::Text, "info".parse().unwrap()));
     }
 
     #[test]

@@ -18,7 +18,11 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
 
 use config::{Config, LogFormat};
 
@@ -34,15 +38,19 @@ const EXIT_FAILURE: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Huge pages round each of the allocator's regions up to 2 MiB: 8.5 MiB for an agent that needs 0.8. The first
+    // regions are touched before this line, hence the allocator's feature `no_thp` too. A kernel that cannot switch
+    // them off costs memory and nothing else.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let config = match Config::from_environment(|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(error) => {
-            log("info", LogFormat::Json);
+            log(Targets::new().with_default(LevelFilter::INFO), LogFormat::Json);
             tracing::error!("{error}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    log(&config.log_level, config.log_format);
+    log(config.log_filter.clone(), config.log_format);
     // One thread: the agent shares the pod's resources with the application.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.and_then(|runtime| runtime.block_on(run(config)));
@@ -79,11 +87,11 @@ async fn run(config: Config) -> std::io::Result<()> {
 }
 
 /// Starts logging to stderr.
-fn log(level: &str, format: LogFormat) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    match format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
-        LogFormat::Text => builder.init(),
-    }
+fn log(filter: Targets, format: LogFormat) {
+    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let layer = match format {
+        LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => layer.boxed(),
+    };
+    tracing_subscriber::registry().with(layer).with(filter).init();
 }

@@ -307,7 +307,7 @@ mod tests {
                 pod: "web-1".into(),
                 namespace: "shop".into(),
                 health_port: 0,
-                log_level: "info".into(),
+                log_filter: "info".parse().unwrap(),
                 log_format: LogFormat::Text,
             };
             let acceptor = TlsAcceptor::from(Arc::new(tls));

@@ -43,7 +43,7 @@ pub(crate) struct NodeFacts {
 }
 
 /// All that is known at one moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Facts {
     client_settings_json: String,
     settings: config::Cluster,

@@ -18,6 +18,8 @@ mod cluster;
 pub mod config;
 pub mod dial;
 pub mod dns;
+#[cfg(test)]
+mod fake_api;
 mod health;
 pub mod lane;
 mod listen;

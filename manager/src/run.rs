@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -29,6 +30,9 @@ use crate::{AGENT_PORT, CLIENT_PORT, HEALTH_PORT, MANAGER, VERSION, health, list
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1_024;
+
+/// Wait before a task that panicked is started again, so that a bug does not spin.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Where Linux tells the IPv4 routes.
 const ROUTES: &str = "/proc/net/route";
@@ -96,12 +100,17 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     let ready = readiness(&services, tls_rx.clone());
     background.spawn(health::run(ports.health, ready));
     let names = tls_names(&pod.namespace, facts.domain());
-    background.spawn(trust::run(client.clone(), pod.namespace.clone(), names, tls_tx));
-    background.spawn(cluster_watch::run(client, pod.namespace, facts, published));
-    background.spawn({
-        let hub = services.hub.clone();
+    let (trust_client, namespace) = (client.clone(), pod.namespace.clone());
+    background
+        .spawn(again("CA", move || trust::run(trust_client.clone(), namespace.clone(), names.clone(), tls_tx.clone())));
+    background.spawn(again("cluster", move || {
+        cluster_watch::run(client.clone(), pod.namespace.clone(), facts.clone(), published.clone())
+    }));
+    let hub = services.hub.clone();
+    background.spawn(again("sessions", move || {
+        let hub = hub.clone();
         async move { hub.run().await }
-    });
+    }));
 
     let mut doors = JoinSet::new();
     doors.spawn(listen::clients(services, ports.clients));
@@ -128,6 +137,21 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
         Err(_) => tracing::info!("lanes that did not end in time are cut off"),
     }
     Ok(())
+}
+
+/// Runs what must never end; after a panic, which is a bug, once more.
+async fn again<F>(what: &'static str, task: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let mut running = JoinSet::new();
+        running.spawn(task());
+        while let Some(ended) = running.join_next().await {
+            log_end(what, ended);
+        }
+        tokio::time::sleep(AFTER_PANIC).await;
+    }
 }
 
 /// Raises the limit on open files as far as it goes: every flow is a socket, and runtimes start containers with a soft
@@ -246,4 +270,23 @@ async fn first_tls(
         () = stopping.cancelled() => false,
     };
     ready.then_some(tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_started_again() {
+        let starts = Arc::new(AtomicU32::new(0));
+        let counted = starts.clone();
+        let task = again("test", move || {
+            let nth = counted.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(nth > 0, "the first run panics") }
+        });
+        let _ = tokio::time::timeout(AFTER_PANIC * 5 / 2, task).await;
+        assert_eq!(starts.load(Ordering::Relaxed), 3);
+    }
 }

@@ -239,7 +239,11 @@ fn own(metadata: &mut ObjectMeta, owner: Option<&OwnerReference>) {
 
 #[cfg(test)]
 mod tests {
+    use http::{Method, StatusCode};
+    use serde_json::json;
+
     use super::*;
+    use crate::fake_api::{FakeApi, status};
 
     fn owner(uid: &str) -> OwnerReference {
         OwnerReference {
@@ -268,5 +272,88 @@ mod tests {
         assert!(is_owned(&meta, Some(&owner("new"))) && !is_owned(&meta, Some(&owner("old"))));
         assert!(is_owned(&meta, None), "without a StatefulSet the owner is left alone");
         assert_eq!(meta.labels.unwrap()["app.kubernetes.io/part-of"], "tp");
+    }
+
+    const SET_PATH: &str = "/apis/apps/v1/namespaces/tp-system/statefulsets/tp-manager";
+    const SECRET_PATH: &str = "/api/v1/namespaces/tp-system/secrets/tp-manager-tls";
+    const CONFIG_MAP_PATH: &str = "/api/v1/namespaces/tp-system/configmaps/tp-manager-ca";
+
+    fn cluster() -> (FakeApi, Keeper) {
+        let api = FakeApi::default();
+        api.put(SET_PATH, json!({"metadata": {"name": "tp-manager", "uid": "set-1"}, "spec": {}}));
+        let keeper = Keeper { client: api.client(), namespace: "tp-system".into() };
+        (api, keeper)
+    }
+
+    /// What agents are told to trust.
+    fn trusted(api: &FakeApi) -> String {
+        api.object(CONFIG_MAP_PATH).unwrap()["data"]["ca.crt"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn the_ca_is_made_once_and_then_read() {
+        let (api, keeper) = cluster();
+        let made = keeper.reconcile(None).await.unwrap();
+        assert_eq!(trusted(&api), made.bundle_pem);
+        assert_eq!(api.object(SECRET_PATH).unwrap()["metadata"]["ownerReferences"][0]["uid"], "set-1");
+        let read = keeper.reconcile(None).await.unwrap();
+        assert_eq!((read.key_pem, read.bundle_pem), (made.key_pem, made.bundle_pem));
+        assert_eq!((api.count("POST "), api.count("PUT ")), (2, 0), "nothing is written twice");
+    }
+
+    #[tokio::test]
+    async fn two_managers_that_start_together_end_with_one_ca() {
+        let (api, first) = cluster();
+        let second = Keeper { client: api.client(), namespace: "tp-system".into() };
+        let (a, b) = tokio::join!(first.reconcile(None), second.reconcile(None));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!((&a.key_pem, &a.bundle_pem), (&b.key_pem, &b.bundle_pem));
+        assert_eq!(trusted(&api), a.bundle_pem);
+    }
+
+    #[tokio::test]
+    async fn deleted_and_changed_objects_come_back() {
+        let (api, keeper) = cluster();
+        let ca = keeper.reconcile(None).await.unwrap();
+        api.remove(SECRET_PATH);
+        api.put(CONFIG_MAP_PATH, json!({"metadata": {"name": "tp-manager-ca"}, "data": {"ca.crt": "forged"}}));
+        let again = keeper.reconcile(Some(&ca)).await.unwrap();
+        assert_eq!(again.key_pem, ca.key_pem, "agents trust this CA already");
+        assert_eq!(trusted(&api), ca.bundle_pem);
+        assert!(api.object(SECRET_PATH).is_some());
+    }
+
+    #[tokio::test]
+    async fn an_unusable_ca_is_replaced() {
+        let (api, keeper) = cluster();
+        let garbage = json!({"ca.crt": ByteString(b"x".to_vec()), "ca.key": ByteString(b"y".to_vec())});
+        api.put(SECRET_PATH, json!({"metadata": {"name": "tp-manager-tls"}, "data": garbage}));
+        let ca = keeper.reconcile(None).await.unwrap();
+        assert!(ca.is_usable(Timestamp::now()));
+        assert_eq!(
+            ca_of(&serde_json::from_value(api.object(SECRET_PATH).unwrap()).unwrap()).unwrap().key_pem,
+            ca.key_pem
+        );
+    }
+
+    #[tokio::test]
+    async fn a_new_statefulset_takes_the_objects_over() {
+        let (api, keeper) = cluster();
+        let ca = keeper.reconcile(None).await.unwrap();
+        api.put(SET_PATH, json!({"metadata": {"name": "tp-manager", "uid": "set-2"}, "spec": {}}));
+        keeper.reconcile(Some(&ca)).await.unwrap();
+        for path in [SECRET_PATH, CONFIG_MAP_PATH] {
+            let owners = &api.object(path).unwrap()["metadata"]["ownerReferences"];
+            assert_eq!((owners[0]["uid"].as_str(), owners.as_array().unwrap().len()), (Some("set-2"), 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_right_is_named() {
+        let (api, keeper) = cluster();
+        let forbidden = status(StatusCode::FORBIDDEN, "secrets is forbidden");
+        api.script(Method::POST, "/api/v1/namespaces/tp-system/secrets", StatusCode::FORBIDDEN, forbidden);
+        let error = keeper.reconcile(None).await.unwrap_err().to_string();
+        assert!(error.contains("writing the Secret tp-manager-tls") && error.contains("forbidden"), "{error}");
     }
 }

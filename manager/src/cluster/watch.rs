@@ -89,7 +89,7 @@ impl Published {
     }
 }
 
-/// Keeps `published` up to date, until it is dropped.
+/// Keeps `published` up to date, until it is dropped or a source has panicked: then what is known could be stale.
 pub(crate) async fn run(client: Client, namespace: String, mut facts: Facts, published: Published) {
     let (update_tx, mut update_rx) = mpsc::channel(UPDATES_QUEUE);
     let mut sources = JoinSet::new();
@@ -107,7 +107,13 @@ pub(crate) async fn run(client: Client, namespace: String, mut facts: Facts, pub
                 Update::ObservedPods(blocks) => facts.on_observed_pods(blocks),
                 Update::OwnService(addresses) => facts.on_own_service(addresses),
             },
-            Some(ended) = sources.join_next() => log_end("cluster source", ended),
+            Some(ended) = sources.join_next() => {
+                let panicked = ended.is_err();
+                log_end("cluster source", ended);
+                if panicked {
+                    return;
+                }
+            }
         }
         if facts.needs_observed_pods() && !observing {
             observing = true;
@@ -260,5 +266,116 @@ async fn send_changed<T: Clone + PartialEq>(
     if last.as_ref() != Some(&value) {
         *last = Some(value.clone());
         _ = update_tx.send(update(value)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, StatusCode};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cluster::resolv::ResolvConf;
+    use crate::config::{Config, Pod};
+    use crate::fake_api::{FakeApi, status};
+
+    const NODES: &str = "/api/v1/nodes";
+    const PODS: &str = "/api/v1/pods";
+    const SERVICE_CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+    const SERVICES: &str = "/api/v1/namespaces/tp-system/services";
+
+    fn list(kind: &str, items: &[Value]) -> Value {
+        json!({"kind": format!("{kind}List"), "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items})
+    }
+
+    fn node(pod_subnets: &[&str]) -> Value {
+        json!({
+            "metadata": {"name": "node1"},
+            "spec": {"podCIDRs": pod_subnets},
+            "status": {"addresses": [{"type": "InternalIP", "address": "172.18.0.2"}]},
+        })
+    }
+
+    /// A cluster of one node, as the sources find it.
+    fn api(pod_subnets: &[&str]) -> FakeApi {
+        let api = FakeApi::default();
+        api.put(NODES, list("Node", &[node(pod_subnets)]));
+        let cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]}});
+        api.put(SERVICE_CIDRS, list("ServiceCIDR", &[cidr]));
+        api.put(
+            &format!("{SERVICES}/tp-manager"),
+            json!({"metadata": {"name": "tp-manager"}, "spec": {"clusterIPs": ["10.96.5.5"]}}),
+        );
+        api
+    }
+
+    /// Runs the sources until clients can be told something.
+    async fn known(api: &FakeApi) -> (Arc<ClusterInfo>, Arc<Policy>) {
+        let pod = Pod {
+            name: "tp-manager-0".into(),
+            namespace: "tp-system".into(),
+            addresses: ["10.244.0.9".parse().unwrap()].into(),
+            node: None,
+        };
+        let facts = Facts::new(&Config::default(), &pod, ResolvConf::parse("nameserver 10.96.0.10"), []);
+        let published = Published::new(&facts);
+        let (mut info, mut policy) = (published.info.subscribe(), published.policy.subscribe());
+        let sources = run(api.client(), "tp-system".into(), facts, published);
+        let own_service = "10.96.5.5".parse().unwrap();
+        let wait = async {
+            policy.wait_for(|policy| policy.own.addresses.contains(&own_service)).await.unwrap();
+            info.wait_for(Result::is_ok).await.unwrap().clone().unwrap()
+        };
+        tokio::select! {
+            () = sources => panic!("a source panicked"),
+            info = wait => (info, policy.borrow().clone()),
+            () = tokio::time::sleep(Duration::from_secs(3_600)) => panic!("the cluster stays unknown"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_and_service_cidrs_make_the_cluster_known() {
+        let api = api(&["10.244.0.0/24"]);
+        let (info, policy) = known(&api).await;
+        assert_eq!(info.service_subnets, ["10.96.0.0/16", "fd00:96::/112"]);
+        assert_eq!(info.pod_subnets, ["10.244.0.0/24"]);
+        assert!(policy.check("172.18.0.2:22".parse().unwrap()).is_err());
+        assert!(policy.check("10.96.5.5:7443".parse().unwrap()).is_err());
+        assert_eq!(api.count(&format!("GET {PODS}")), 0, "pods are not looked at without need");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_without_service_cidrs_is_probed() {
+        let api = api(&["10.244.0.0/24"]);
+        api.remove(SERVICE_CIDRS);
+        let refusal = status(StatusCode::UNPROCESSABLE_ENTITY, "The range of valid IPs is 10.97.0.0/16");
+        api.script(Method::POST, SERVICES, StatusCode::UNPROCESSABLE_ENTITY, refusal);
+        assert_eq!(known(&api).await.0.service_subnets, ["10.97.0.0/16"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_right_that_comes_late_heals() {
+        let api = api(&["10.244.0.0/24"]);
+        api.script(Method::GET, NODES, StatusCode::FORBIDDEN, status(StatusCode::FORBIDDEN, "nodes is forbidden"));
+        let grant = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert!(api.count(&format!("GET {NODES}")) > 2);
+            api.script(Method::GET, NODES, StatusCode::OK, list("Node", &[node(&["10.244.0.0/24"])]));
+        };
+        let ((info, _), ()) = tokio::join!(known(&api), grant);
+        assert_eq!(info.pod_subnets, ["10.244.0.0/24"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_are_observed_where_nodes_carry_no_subnets() {
+        let api = api(&[]);
+        let pod = |name: &str, ip: &str, host_network: bool| json!({"metadata": {"name": name}, "spec": {"hostNetwork": host_network}, "status": {"podIPs": [{"ip": ip}]}});
+        let pods = [
+            pod("web-1", "192.168.7.9", false),
+            pod("web-2", "192.168.7.11", false),
+            pod("kube-proxy", "172.18.0.2", true),
+        ];
+        api.put(PODS, list("Pod", &pods));
+        assert_eq!(known(&api).await.0.pod_subnets, ["192.168.7.0/24"]);
     }
 }

@@ -71,6 +71,7 @@ fn a_syn_with_another_sequence_number_replaces_the_held_one() {
     };
     assert!(net.is_reset(old));
     assert_eq!(net.stack.accept(old), Err(FlowError::Reset));
+    assert_eq!(net.stack.accept(old), Err(FlowError::Gone), "a failed accept gives the id back");
     net.stack.refuse(old, Refusal::Reset);
     assert!(net.collect().is_empty(), "the old SYN is not answered");
     net.stack.accept(new).expect("the new SYN is held");

@@ -17,7 +17,7 @@ use crate::{
     segment::{Control, Segment},
 };
 
-/// TCP. Every [`FlowId`] from [`Event::TcpSyn`] has to be given back by one of `refuse`, `close`, `abort` and
+/// TCP. Every [`FlowId`] from [`crate::Event::TcpSyn`] has to be given back by one of `refuse`, `close`, `abort` and
 /// `reset_after_drain`, or by an `accept` that fails; from then on it is unknown, whatever the connection
 /// still has to do on the wire.
 impl Netstack {

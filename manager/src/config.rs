@@ -5,13 +5,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
-use tracing_subscriber::filter::Targets;
 
+use crate::log;
 use crate::policy::Rule;
 
 /// Variable that names the file.
@@ -40,7 +39,7 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Log {
-    /// Level, or levels per module (`info,tp_manager::dial=debug`).
+    /// Level, or levels per module (`info,tp_manager::dial=debug`): see [`log::filter`].
     pub level: String,
     /// Shape of a line.
     pub format: LogFormat,
@@ -242,7 +241,7 @@ fn parse(text: &str) -> Result<Config, String> {
             return Err(format!("limits.{name} is 0: nothing would work"));
         }
     }
-    Targets::from_str(&config.log.level).map_err(|e| format!("log.level `{}`: {e}", config.log.level))?;
+    log::filter(&config.log.level).map_err(|e| format!("log.level `{}`: {e}", config.log.level))?;
     Ok(config)
 }
 

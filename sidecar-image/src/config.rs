@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use tracing_subscriber::filter::Targets;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
 
 /// What the agent has to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +76,7 @@ impl Config {
         let health_port = or("TP_AGENT_HEALTH_PORT", DEFAULT_HEALTH_PORT);
         let log_level = or("TP_LOG_LEVEL", "info");
         let log_format = or("TP_LOG_FORMAT", "json");
-        let log_filter = log_level.parse().map_err(|_| invalid("TP_LOG_LEVEL", &log_level, "a log level"))?;
+        let log_filter = log_filter(&log_level).map_err(|_| invalid("TP_LOG_LEVEL", &log_level, "a log level"))?;
         Ok(Self {
             manager: parse_address(&manager)
                 .ok_or_else(|| invalid("TP_MANAGER_ADDRESS", &manager, "a name with a port"))?,
@@ -94,6 +95,15 @@ impl Config {
     }
 }
 
+/// Reads a level, or levels per module. A level alone is that of tp's own modules: libraries stay at `info`, as what
+/// they say below it (each HTTP/2 frame, for example) helps only those who ask for them by name.
+fn log_filter(level: &str) -> Result<Targets, ParseError> {
+    let asked: Targets = level.parse()?;
+    let default = asked.default_level().unwrap_or(LevelFilter::INFO);
+    let libraries = default.min(LevelFilter::INFO);
+    Ok(Targets::new().with_target("tp_", default).with_targets(asked).with_default(libraries))
+}
+
 fn parse_address(text: &str) -> Option<ManagerAddress> {
     let (host, port) = text.rsplit_once(':')?;
     let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
@@ -104,6 +114,8 @@ fn parse_address(text: &str) -> Option<ManagerAddress> {
 
 #[cfg(test)]
 mod tests {
+    use tracing::Level;
+
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -127,7 +139,14 @@ mod tests {
             read(&[("TP_MANAGER_ADDRESS", "tp-manager.dev.svc:1"), ("TP_LOG_FORMAT", "text"), ("TP_LOG_LEVEL", "")]);
         let config = config.unwrap();
         assert_eq!((&*config.manager.host, config.manager.port), ("tp-manager.dev.svc", 1));
-        assert_eq!((config.log_format, config.log_filter), (LogFormat::Text, "info".parse().unwrap()));
+        assert_eq!((config.log_format, config.log_filter), (LogFormat::Text, log_filter("info").unwrap()));
+    }
+
+    #[test]
+    fn a_level_alone_is_that_of_our_own_modules() {
+        let filter = log_filter("debug,rustls=trace").unwrap();
+        assert!(filter.would_enable("tp_agent::manager", &Level::DEBUG) && !filter.would_enable("h2", &Level::DEBUG));
+        assert!(filter.would_enable("h2", &Level::INFO) && filter.would_enable("rustls", &Level::TRACE));
     }
 
     #[test]

@@ -292,17 +292,17 @@ fn addresses_outside_the_cluster_stay_reachable() {
 }
 
 #[test]
-fn names_outside_the_cluster_keep_working_and_neighbours_come_first() {
+fn names_outside_the_cluster_keep_working_beside_those_of_it() {
     let test = Test::beside_others();
     let scope = test.scope();
     let network = Network::create(&format!("tp-e2e-net-{}", scope.name()));
     let neighbour = Spec::sample(["serve", "--name", "neighbour"]);
-    let neighbour = neighbour.network(network.name()).alias("www.example.test").alias("web").start();
+    let neighbour = neighbour.network(network.name()).alias("www.example.test").alias("beside").start();
     scope.tp(["connect"]).env("TP_NETWORKS", network.name()).run().ok();
     let client = scope.join(Spec::client());
     let get = |url: &str| client.sh(&format!("curl -sS --retry 3 --retry-connrefused --max-time 5 {url}")).json();
     assert_eq!(get("http://www.example.test:8080/")["name"], "neighbour");
-    assert_eq!(get("http://web:8080/")["name"], "neighbour");
+    assert_eq!(get("http://beside:8080/")["name"], "neighbour");
     assert_eq!(get("http://web.default/")["name"], "web");
     drop((client, neighbour));
     scope.tp(["quit"]).run().ok();

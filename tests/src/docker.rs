@@ -225,7 +225,7 @@ pub fn exec(container: &str, command: &[&str], input: &[u8], limit: Duration) ->
     };
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let engine = engine();
-    let ran = block_on(tokio::time::timeout(limit, async {
+    let command_ends = async {
         let id = engine.create_exec(container, options).await?.id;
         let started = engine.start_exec(&id, None::<StartExecOptions>).await?;
         let StartExecResults::Attached { mut output, input: mut pipe } = started else {
@@ -247,7 +247,9 @@ pub fn exec(container: &str, command: &[&str], input: &[u8], limit: Duration) ->
         };
         tokio::join!(feed, drain).1?;
         engine.inspect_exec(&id).await
-    }));
+    };
+    // The clock is the runtime's: the future with the limit has to be made inside.
+    let ran = block_on(async { tokio::time::timeout(limit, command_ends).await });
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&stdout), text(&stderr));
     match ran {

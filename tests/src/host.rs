@@ -35,7 +35,7 @@ impl Picture {
             );
         }
         for command in ["iptables-save", "ip6tables-save", "nft list ruleset"] {
-            lines.extend(as_root(command).lines().map(without_counters).map(|line| format!("{command}: {line}")));
+            lines.extend(as_root(command).lines().map(|line| format!("{command}: {}", without_counters(line))));
         }
         let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         lines.extend(resolver.lines().map(|line| format!("resolv.conf: {line}")));
@@ -62,10 +62,19 @@ fn is_about_veth(line: &str) -> bool {
     line.split_whitespace().any(|word| word.starts_with("veth"))
 }
 
-/// Chain lines end in packet counters, `[12:3456]`.
-fn without_counters(line: &str) -> &str {
+/// Packets and bytes are counted in chain lines (`[12:3456]`, iptables) and in rules (`counter packets 1 bytes 2`, nft).
+fn without_counters(line: &str) -> String {
     // The first line of a dump says when it was made.
-    if line.starts_with('#') { "#" } else { line.split(" [").next().unwrap_or(line) }
+    if line.starts_with('#') {
+        return "#".to_owned();
+    }
+    let is_count = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let words = line.split(' ').filter(|word| !word.starts_with('[')).scan("", |before, word| {
+        let counts = is_count(word) && matches!(*before, "packets" | "bytes");
+        *before = word;
+        Some(if counts { "N" } else { word })
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn output(command: &str) -> String {

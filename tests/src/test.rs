@@ -250,9 +250,9 @@ impl Owned {
     fn print_state(&self) {
         let container = self.container();
         eprintln!("=== {container}: {:?}", docker::traces_of(&self.name));
-        eprintln!("{}", docker::logs(&container, "100"));
+        eprintln!("{}", docker::logs(&container, "40"));
         eprintln!("=== {}", self.tp(["status"]).run());
-        let manager = kubectl::admin(&["-n", &given().manager_namespace, "logs", "tp-manager-0", "--tail=60"]);
+        let manager = kubectl::admin(&["-n", &given().manager_namespace, "logs", "tp-manager-0", "--tail=15"]);
         eprintln!("=== {manager}");
     }
 }

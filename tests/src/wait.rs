@@ -17,7 +17,7 @@ pub fn try_until<T, E>(limit: Duration, mut look: impl FnMut() -> Result<T, E>) 
         match look() {
             Ok(found) => return Ok((found, start.elapsed())),
             Err(missing) if start.elapsed() >= limit => return Err(missing),
-            Err(_) => block_on(tokio::time::sleep(LOOK_AGAIN)),
+            Err(_) => block_on(async { tokio::time::sleep(LOOK_AGAIN).await }),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_local;
@@ -156,9 +157,8 @@ impl Flows {
                     stack.transmit_blocked();
                     return Ok(true);
                 }
-                // A packet that the kernel does not take is a lost packet, not a lost device.
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                    tracing::warn!(len = packet.bytes.len(), "the kernel refused a packet");
+                Err(error) if is_lost_packet(&error) => {
+                    tracing::warn!(len = packet.bytes.len(), %error, "the kernel refused a packet");
                 }
                 Err(error) => return Err(error),
             }
@@ -365,6 +365,13 @@ impl Flows {
     async fn recv_datagram(&self, association: AssociationId) -> Option<Bytes> {
         poll_fn(|cx| self.stack.borrow_mut().poll_recv_datagram(association, cx)).await
     }
+}
+
+/// Whether the kernel did not take one packet (malformed in its eyes, or no memory for it), rather than the device having
+/// failed. TCP sends it again.
+fn is_lost_packet(error: &io::Error) -> bool {
+    let lost = [Errno::INVAL, Errno::NOBUFS, Errno::NOMEM];
+    lost.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Puts the device under tokio's eye.

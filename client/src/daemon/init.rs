@@ -79,20 +79,11 @@ struct Init {
     original_resolv_conf: String,
     signals: Signals,
     configured: bool,
-    /// Holds credentials. The allocation is wiped before it is given back.
-    state: Option<Wiped>,
+    /// What the next daemon process starts with. Holds credentials; nobody can read this process's memory (it is not
+    /// dumpable).
+    state: Option<Vec<u8>>,
     crashes: VecDeque<Instant>,
     restarts: u32,
-}
-
-/// Bytes that are overwritten when they are dropped.
-struct Wiped(Vec<u8>);
-
-impl Drop for Wiped {
-    fn drop(&mut self) {
-        self.0.fill(0);
-        std::hint::black_box(&self.0);
-    }
 }
 
 /// How the daemon process ended.
@@ -182,7 +173,7 @@ impl Init {
         let child = Child::start(theirs.as_fd(), self.listener.as_fd(), self.tun.as_fd())?;
         drop(theirs);
         let restore = Restore {
-            state: self.state.as_ref().map(|state| state.0.clone()),
+            state: self.state.clone(),
             original_resolv_conf: self.original_resolv_conf.clone(),
             restarts: self.restarts,
         };
@@ -217,12 +208,11 @@ impl Init {
         let mut chunk = [0; 4096];
         let len = link.read(&mut chunk)?;
         inbox.extend_from_slice(&chunk[..len]);
-        chunk.fill(0);
         while let Some(ToInit { kind }) = frame::decode(inbox, MAX_INIT_BYTES).map_err(io::Error::other)? {
             let answer = match kind {
                 Some(to_init::Kind::Configure(config)) => self.configure(&config),
                 Some(to_init::Kind::SaveState(state)) => {
-                    self.state = Some(Wiped(state));
+                    self.state = Some(state);
                     Ok(())
                 }
                 None => Err(io::Error::other("unknown request")),
@@ -261,9 +251,7 @@ fn bind(path: &str) -> io::Result<UnixListener> {
 fn send(link: &mut UnixStream, kind: from_init::Kind) -> io::Result<()> {
     let mut outbox = BytesMut::new();
     frame::encode(&FromInit { kind: Some(kind) }, &mut outbox);
-    let sent = link.write_all(&outbox);
-    outbox.fill(0);
-    sent
+    link.write_all(&outbox)
 }
 
 /// A poll that a signal cut short is repeated by its loop.

@@ -37,7 +37,7 @@ finish() {
   if [ "$status" != 0 ] && [ -n "${cluster_is_up:-}" ]; then
     "$cluster" logs "$TP_ROOT_DIR/.tmp/demo-logs" || true
   fi
-  [ ! -x dist/tp ] || KUBECONFIG=${user:-} dist/tp quit --all >/dev/null 2>&1 || true
+  [ ! -x dist/tp ] || dist/tp quit --use "$TP_CLUSTER" >/dev/null 2>&1 || true
   if [ -n "${cluster_is_up:-}" ]; then
     [ -z "${TP_CONTEXT:-}" ] || KUBECONFIG=$admin dist/tp helm uninstall >/dev/null 2>&1 || true
     "$cluster" down || true
@@ -78,8 +78,12 @@ shows '' tp helm install --set "image.registry=$TP_REGISTRY"
 title 'A developer, who may port-forward to the manager and do nothing else'
 export KUBECONFIG=$user
 prompt export "KUBECONFIG=$KUBECONFIG"
-shows '' tp connect
-shows '' tp status
+# A connection is called after its context, ours after the cluster; it is no other's business that you may have.
+connect=(tp connect)
+[ -z "${TP_CONTEXT:-}" ] || connect+=(--name "$TP_CLUSTER")
+shows "Connected to context" "${connect[@]}"
+export TP_CONNECTION=$TP_CLUSTER
+shows "$TP_CLUSTER (tp-$TP_CLUSTER): connected" tp status
 
 title 'A container on this machine, in the network of the cluster'
 shows '"name":"web"' tp docker-run --rm "$image" curl -s http://web.default.svc.cluster.local/
@@ -91,9 +95,11 @@ shows tp-agent tp status
 
 title 'Gone again'
 shows '' tp quit
+unset TP_CONNECTION
 
 title 'Without a connection, docker-run makes its own and ends it'
-shows '"name":"web of shop"' tp docker-run --rm "$image" curl -s http://web.shop/
-[ -z "$(docker ps -aq --filter label=tp.role)" ] || die "a container of the connection is still there"
+context=${TP_CONTEXT:-$TP_CLUSTER}
+shows '"name":"web of shop"' tp docker-run --rm --context "$context" "$image" curl -s http://web.shop/
+[ -z "$(docker ps -aq --filter "label=tp.connection=$TP_CLUSTER")" ] || die "a container of the connection is still there"
 
 title "Done in $SECONDS s"

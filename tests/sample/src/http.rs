@@ -35,8 +35,8 @@ use tokio::task::JoinSet;
 use crate::pattern::Pattern;
 use crate::tcp::hex;
 
-/// Variables with these prefixes are reported: what a manifest or Kubernetes sets, and nothing of the image's.
-const ENVIRONMENT_PREFIXES: [&str; 4] = ["APP_", "KUBERNETES_", "POD_", "TP_"];
+/// Variables with these prefixes are reported: what a manifest sets, and neither the image's nor Kubernetes' own.
+const ENVIRONMENT_PREFIXES: [&str; 3] = ["APP_", "POD_", "TP_"];
 
 /// Longest delay that `/slow` grants.
 const DELAY_MAX: Duration = Duration::from_secs(600);

@@ -3,10 +3,12 @@
 #
 # usage: tests/check.sh          all of it
 #        tests/check.sh lint     what needs no engine and no cluster, tests left out
+#        tests/check.sh e2e      the end-to-end part alone
 # The last line is `N passed, N failed`; the exit code is 1 when any failed. Logs are in .tmp/check.
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$TP_ROOT_DIR" || exit
+export CARGO_TERM_COLOR=never
 export TP_CLUSTER=${TP_CLUSTER:-tp-check} # not the one that `make cluster` leaves running
 logs=$TP_ROOT_DIR/.tmp/check
 rm -rf "$logs" && mkdir -p "$logs"
@@ -71,7 +73,11 @@ no_output() {
 }
 
 # The core crates stay free of an async runtime: a sans-IO core that can reach a socket will.
-is_pure() { ! cargo tree --locked -p "$1" -e normal -i tokio 2>/dev/null | grep .; }
+is_pure() {
+  local all
+  all=$(cargo tree --locked -p "$1" -e normal --prefix none) || return
+  ! grep '^tokio ' <<<"$all"
+}
 
 # Values that the schema does not know are refused, so that a misspelt setting is no silent default.
 chart_refuses_unknown_values() { ! helm template tp manager/chart --set nonsense=1 >/dev/null 2>&1; }
@@ -96,7 +102,7 @@ check_dependencies() {
 }
 
 lint() {
-  check 'format' cargo fmt --all --check
+  check 'format' cargo fmt --all --check -- --color never
   check 'format of Go' no_output gofmt -l tests/cluster/node
   # shellcheck disable=SC2046 # paths without spaces
   check 'shellcheck' shellcheck $(git ls-files '*.sh') .ci/run
@@ -107,7 +113,7 @@ lint() {
   check_dependencies
   check 'clippy' cargo clippy --locked --workspace --all-targets -- -D warnings
   check 'clippy of e2e' cargo clippy --locked -p tp-tests --test e2e -- -D warnings
-  check 'documentation' env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+  check 'documentation' env RUSTDOCFLAGS='-D warnings' cargo doc --keep-going --locked --workspace --no-deps --document-private-items
 }
 
 # --- End to end -------------------------------------------------------------------------------------------------------
@@ -152,12 +158,13 @@ finish() {
 
 case ${1:-all} in
   lint) lint ;;
+  e2e) end_to_end ;;
   all)
     tests/preflight.sh || { count_failed preflight "$SECONDS" 1 'above' && finish && exit || exit 1; }
     lint
     suite 'tests of the crates' cargo test --locked --workspace
     end_to_end
     ;;
-  *) die "usage: tests/check.sh [lint]" ;;
+  *) die "usage: tests/check.sh [lint|e2e]" ;;
 esac
 finish

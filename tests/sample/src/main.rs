@@ -2,7 +2,7 @@
 //!
 //! `tp-sample serve` opens one port per behaviour that a network path can get wrong: HTTP/1.1 and HTTP/2 with prior
 //! knowledge ([`http`]), echo over TCP and UDP, a source, a sink, a server that speaks first, one that resets ([`tcp`],
-//! [`udp`]). `tp-sample bench` prints its figures as one JSON object ([`bench`]).
+//! [`udp`]). `tp-sample bench` prints its figures as one JSON object ([`mod@bench`]).
 
 mod bench;
 mod http;

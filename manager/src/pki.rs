@@ -1,6 +1,6 @@
 //! Keys and certificates of the agents' port: a CA of the manager's own and short-lived leaves.
 //!
-//! Pure: what is made or read here is kept by [`crate::trust`] in a Secret. Keys are ECDSA P-256.
+//! Pure: what is made or read here is kept by `trust` in a Secret. Keys are ECDSA P-256.
 
 use std::time::Duration;
 

@@ -14,7 +14,9 @@ fn main() -> io::Result<()> {
     }
     files.sort();
 
-    let mut code = String::from("/// The chart's files: path inside the chart, contents.\npub(crate) const CHART: &[(&str, &[u8])] = &[\n");
+    let mut code = String::from(
+        "/// The chart's files: path inside the chart, contents.\npub(crate) const CHART: &[(&str, &[u8])] = &[\n",
+    );
     for file in &files {
         let inside = file.strip_prefix(&chart).expect("collected below the chart");
         let inside = inside.to_str().expect("chart paths are ASCII").replace('\\', "/");

@@ -198,6 +198,9 @@ fn io_kind(e: &ApiError) -> Option<io::ErrorKind> {
         if let Some(io) = cause.downcast_ref::<io::Error>() {
             return Some(io.kind());
         }
+        if let Some(ApiError::SocketNotFoundError(_)) = cause.downcast_ref::<ApiError>() {
+            return Some(io::ErrorKind::NotFound);
+        }
         next = cause.source();
     }
     None

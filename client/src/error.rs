@@ -106,6 +106,11 @@ impl CliError {
         self.0.blame == Blame::Usage
     }
 
+    /// Whether a signal is what ended the command.
+    pub(crate) fn is_signal(&self) -> bool {
+        matches!(self.0.blame, Blame::Signal(_))
+    }
+
     /// The message alone, for where an error is one line of a list.
     pub(crate) fn message(&self) -> &str {
         &self.0.message

@@ -190,7 +190,11 @@ fn read(path: &Path) -> io::Result<Result<File>> {
             Some(at) => format!("{}:{}:{}", path.display(), at.line(), at.column()),
             None => path.display().to_string(),
         };
-        CliError::user(format!("{place}: not a valid kubeconfig")).because(e.without_snippet())
+        // Nor what the parser quotes of the file.
+        let problem = e.without_snippet().to_string();
+        let problem = problem.split(['"', '`', '\'', '\n']).next().unwrap_or_default();
+        let problem = problem.split(" at line ").next().unwrap_or_default().trim_end_matches([' ', ':', ',']);
+        CliError::user(format!("{place}: not a valid kubeconfig: {problem}"))
     }))
 }
 

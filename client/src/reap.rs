@@ -3,7 +3,7 @@
 //! Every run that makes containers starts one. The run holds the other end of the reaper's stdin, on which it says what
 //! it did ([`Reaper`]): `k` ends the reaper, `p` and digits and a newline name the docker CLI that was started (`p0`: it
 //! has ended). When the stream ends without `k`, the run was killed: the docker CLI is ended and everything that carries
-//! the run's label is removed.
+//! the run's label is removed. After an `e` at its end, containers that have ended by themselves are spared.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
@@ -38,22 +38,33 @@ pub(crate) async fn run(args: ReapArgs) -> u8 {
     // Its own session: the terminal's hang-up and Ctrl-C are not for it.
     #[cfg(unix)]
     let _own_session = rustix::process::setsid();
-    let said = tokio::task::spawn_blocking(listen).await.unwrap_or(Said { keep: false, docker_cli: None });
+    let nothing = Said { keep: false, spare: Spare::Nothing, docker_cli: None };
+    let said = tokio::task::spawn_blocking(listen).await.unwrap_or(nothing);
     if said.keep {
         return 0;
     }
     end_docker_cli(said.docker_cli);
-    match reap(&args).await {
+    match reap(&args, said.spare).await {
         Ok(()) => 0,
         // Nobody reads what it would print.
         Err(error) => error.exit_code(),
     }
 }
 
+/// Which containers of a run are not removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spare {
+    /// None: all are removed.
+    Nothing,
+    /// Those that ran, and have ended.
+    Ended,
+}
+
 /// What the run said before its end of the stream was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Said {
     keep: bool,
+    spare: Spare,
     docker_cli: Option<i32>,
 }
 
@@ -76,7 +87,8 @@ fn interpret(heard: &[u8]) -> Said {
     let complete = text.rfind('\n').map_or("", |end| &text[..end]);
     let last = complete.lines().filter_map(|line| line.strip_prefix('p')).next_back();
     let docker_cli = last.and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0);
-    Said { keep: text.ends_with('k'), docker_cli }
+    let spare = if text.ends_with('e') { Spare::Ended } else { Spare::Nothing };
+    Said { keep: text.ends_with('k'), spare, docker_cli }
 }
 
 /// Ends the docker CLI that the run started: it may be about to make a container.
@@ -91,12 +103,12 @@ fn end_docker_cli(pid: Option<i32>) {
 #[cfg(not(unix))]
 fn end_docker_cli(_: Option<i32>) {}
 
-async fn reap(args: &ReapArgs) -> Result<()> {
+async fn reap(args: &ReapArgs, spare: Spare) -> Result<()> {
     let engine = Engine::connect(Endpoint::from_flags(&args.engine, args.engine_certs.clone())?).await?;
     let until = tokio::time::Instant::now() + REAP_TIME;
     let mut outcome = Ok(());
     while tokio::time::Instant::now() < until {
-        outcome = remove_invocation(&engine, &args.invocation).await;
+        outcome = remove_invocation(&engine, &args.invocation, spare).await;
         tokio::time::sleep(REAP_INTERVAL).await;
     }
     outcome
@@ -106,9 +118,10 @@ async fn reap(args: &ReapArgs) -> Result<()> {
 ///
 /// # Errors
 /// The first refusal of the engine, after the others were tried.
-pub(crate) async fn remove_invocation(engine: &Engine, invocation: &str) -> Result<()> {
+pub(crate) async fn remove_invocation(engine: &Engine, invocation: &str, spare: Spare) -> Result<()> {
     let mut outcome = Ok(());
-    for container in engine.of_invocation(invocation).await? {
+    let containers = engine.of_invocation(invocation).await?;
+    for container in containers.into_iter().filter(|container| spare == Spare::Nothing || !container.has_ended) {
         let removed = engine.remove(&container.id).await;
         if outcome.is_ok() {
             outcome = removed;
@@ -161,6 +174,11 @@ impl Reaper {
         let _ = writeln!(self.stdin, "p{}", pid.unwrap_or(0));
     }
 
+    /// Has the reaper remove what the run made, but for containers that have ended by themselves.
+    pub(crate) fn keep_ended(mut self) {
+        let _ = self.stdin.write_all(b"e");
+    }
+
     /// Ends the reaper: this run has cleaned up after itself, or what it made is to stay.
     pub(crate) fn keep(mut self) {
         let _ = self.stdin.write_all(b"k");
@@ -176,16 +194,17 @@ mod tests {
 
     #[test]
     fn stream_without_keep_names_the_last_docker_cli() {
-        for (heard, keep, docker_cli) in [
-            ("", false, None),
-            ("k", true, None),
-            ("p12\n", false, Some(12)),
-            ("p12\np0\n", false, None),
-            ("p12\np0\nk", true, None),
-            ("p12\np3", false, Some(12)),
-            ("p-1\n", false, None),
+        for (heard, keep, spare, docker_cli) in [
+            ("", false, Spare::Nothing, None),
+            ("k", true, Spare::Nothing, None),
+            ("p12\n", false, Spare::Nothing, Some(12)),
+            ("p12\np0\n", false, Spare::Nothing, None),
+            ("p12\np0\nk", true, Spare::Nothing, None),
+            ("p12\np0\ne", false, Spare::Ended, None),
+            ("p12\np3", false, Spare::Nothing, Some(12)),
+            ("p-1\n", false, Spare::Nothing, None),
         ] {
-            assert_eq!(interpret(heard.as_bytes()), Said { keep, docker_cli }, "{heard:?}");
+            assert_eq!(interpret(heard.as_bytes()), Said { keep, spare, docker_cli }, "{heard:?}");
         }
     }
 }

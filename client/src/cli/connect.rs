@@ -109,8 +109,10 @@ pub(super) async fn run(args: ConnectArgs) -> Result<u8> {
         return Ok(0);
     }
     let outcome = run_command(&args.command, made.name.as_str(), &mut signals).await;
-    let ended = session::end(&invocation.engine, &made.id, Some(&mut made.link)).await;
-    finish(invocation, ended).await;
+    match session::end(&invocation.engine, &made.id, Some(&mut made.link)).await {
+        Ok(()) => invocation.keep(),
+        Err(_) => invocation.clean_up().await,
+    }
     outcome
 }
 
@@ -134,12 +136,11 @@ async fn existing(engine: &Engine, plan: &Plan) -> Result<Option<Connection>> {
         }
         return Ok(None);
     };
-    if !found.running {
-        if let Some(ended) = engine.ended(&found.id).await? {
-            eprintln!("The connection {name} had ended: {}. Connecting again.", ended.reason());
-            engine.remove(&found.id).await?;
-            return Ok(None);
-        }
+    let ended = if found.running { None } else { engine.ended(&found.id).await? };
+    if let Some(ended) = ended {
+        eprintln!("The connection {name} had ended: {}. Connecting again.", ended.reason());
+        engine.remove(&found.id).await?;
+        return Ok(None);
     }
     if !plan.is_same(&found) {
         let settings = &plan.setup.settings;
@@ -165,14 +166,6 @@ async fn already_connected(existing: &Connection, command: Vec<OsString>, signal
     }
     // It was there before the command, and stays after it.
     run_command(&command, &existing.name, signals).await
-}
-
-/// Ends the reaper when the connection is gone, and leaves the rest to it when not.
-async fn finish(invocation: Invocation, ended: Result<()>) {
-    match ended {
-        Ok(()) => invocation.keep(),
-        Err(_) => invocation.clean_up().await,
-    }
 }
 
 /// What people are told once they are connected.

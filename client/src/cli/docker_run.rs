@@ -3,28 +3,30 @@
 mod flags;
 mod parse;
 mod program;
+mod run;
 mod split;
 
 use std::ffi::OsString;
 
 use super::publish::Wishes;
 use super::select::{by_name, only};
-use super::session::{self, Invocation, Lifetime, Made, Naming, Plan};
+use super::session::{self, Invocation, Lifetime, Naming, Plan};
 use super::setup::{CommonArgs, KubeArgs, Setup, VerbosityArgs, load};
 use super::signals::Signals;
 use crate::attach::{Empty, request};
 use crate::config::Layer;
 use crate::config::value::{ConnectionName, HumanDuration, LogLevel, Namespace};
-use crate::docker::connections::{Connection, container_name};
+use crate::docker::Engine;
+use crate::docker::connections::Connection;
 use crate::docker::daemon::Publish;
 use crate::docker::link::{DaemonLink, Purpose};
-use crate::docker::{Engine, label, role};
-use crate::error::{CliError, EXIT_DOCKER_RUN, Result, exit_code_of};
+use crate::error::{CliError, EXIT_DOCKER_RUN, Result};
 use crate::progress::Progress;
 use flags::Arity;
 use parse::{Parsed, parse};
 use program::Program;
 pub(super) use program::on_path;
+use run::Run;
 use split::{Split, split};
 
 /// The command's name on the command line.
@@ -176,7 +178,7 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split) -> Result
         refuse_owner_flags(&split, &connection)?;
         let link = signals.or(hold(&engine, &connection)).await?;
         drop(progress);
-        return run.join(Invocation::start(engine)?, &connection, link, split, &mut signals).await;
+        return run.join(Invocation::start(engine)?, &connection, link, &split, &mut signals).await;
     }
     progress.step("reading the kubeconfig");
     let wishes = signals.or(wishes(&engine, &mut split, &run.parsed)).await?;
@@ -184,7 +186,7 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split) -> Result
     let plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
     let (invocation, made) = session::make(Invocation::start(engine)?, plan, &mut signals, &progress).await?;
     drop(progress);
-    run.with_own(invocation, made, split, &mut signals).await
+    run.with_own(invocation, made, &split, &mut signals).await
 }
 
 /// The connection to join, when there is one that fits. One that belongs to another command is joined by name only: it
@@ -272,120 +274,6 @@ async fn wishes(engine: &Engine, split: &mut Split, parsed: &Parsed) -> Result<W
     Ok(wishes)
 }
 
-/// The container to run, and what with.
-struct Run {
-    program: Program,
-    parsed: Parsed,
-    detached: bool,
-}
-
-impl Run {
-    /// Runs the container in a connection that was there before, and stays.
-    async fn join(
-        self,
-        mut invocation: Invocation,
-        connection: &Connection,
-        link: Option<DaemonLink>,
-        split: Split,
-        signals: &mut Signals,
-    ) -> Result<u8> {
-        let outcome = self.run(&mut invocation, &connection.name, &connection.id, &split, signals).await;
-        // What runs on in the background, or was never made, needs no reaper.
-        invocation.keep();
-        drop(link);
-        outcome
-    }
-
-    /// Runs the container in a connection of its own, which ends with it.
-    async fn with_own(
-        self,
-        mut invocation: Invocation,
-        mut made: Made,
-        split: Split,
-        signals: &mut Signals,
-    ) -> Result<u8> {
-        let outcome = self.run(&mut invocation, made.name.as_str(), &made.id, &split, signals).await;
-        let runs_on = match &outcome {
-            // In the background; or the user has detached from it by docker's detach keys.
-            Ok(_) => self.has_running(&invocation, made.name.as_str()).await,
-            Err(_) => false,
-        };
-        if runs_on {
-            if !self.detached {
-                made.link.request(request::Kind::Detach(Empty {}), |_| {}).await?;
-                eprintln!(
-                    "The container goes on, and so does its connection: `tp quit --use {}` ends that.",
-                    made.name
-                );
-            }
-            invocation.keep();
-            return outcome;
-        }
-        match session::end(&invocation.engine, &made.id, Some(&mut made.link)).await {
-            Ok(()) => invocation.keep(),
-            Err(_) => invocation.clean_up().await,
-        }
-        outcome
-    }
-
-    async fn has_running(&self, invocation: &Invocation, connection: &str) -> bool {
-        let handlers = invocation.engine.handlers().await.unwrap_or_default();
-        let mut of_connection = handlers.get(connection).into_iter().flatten();
-        of_connection.any(|handler| handler.running)
-    }
-
-    /// Runs the user's CLI to its end; returns its exit code.
-    async fn run(
-        &self,
-        invocation: &mut Invocation,
-        connection: &str,
-        daemon_id: &str,
-        split: &Split,
-        signals: &mut Signals,
-    ) -> Result<u8> {
-        let container = container_name(connection);
-        let args = self.args(connection, &invocation.id, split);
-        let mut child =
-            self.program.command(&args).spawn().map_err(|e| {
-                CliError::user(format!("cannot start {}: {e}", self.program.path.display())).because(&e)
-            })?;
-        invocation.on_docker_cli(child.id());
-        let engine = invocation.engine.clone();
-        let status = {
-            let gone = engine.wait_gone(daemon_id);
-            tokio::pin!(gone);
-            let mut is_gone = false;
-            loop {
-                tokio::select! {
-                    status = child.wait() => break status,
-                    caught = signals.next() => super::child::pass_on(&child, caught),
-                    () = &mut gone, if !is_gone => {
-                        is_gone = true;
-                        if !self.detached {
-                            eprintln!("\r\ntp: {container} is gone: this container has no network any more\r");
-                        }
-                    }
-                }
-            }
-        };
-        invocation.on_docker_cli(None);
-        status.map(exit_code_of).map_err(|e| CliError::user(format!("cannot wait for docker: {e}")).because(&e))
-    }
-
-    /// The arguments for the user's CLI.
-    fn args(&self, connection: &str, invocation: &str, split: &Split) -> Vec<OsString> {
-        let mut args: Vec<OsString> = vec!["run".into()];
-        let labels = [(label::ROLE, role::HANDLER), (label::CONNECTION, connection), (label::INVOCATION, invocation)];
-        args.extend(labels.map(|(key, value)| format!("--label={key}={value}").into()));
-        args.push(format!("--network=container:{}", container_name(connection)).into());
-        args.push(format!("--env=TP_CONNECTION={connection}").into());
-        args.extend(split.pass.iter().map(parse::Flag::to_arg));
-        args.extend(self.parsed.image.iter().cloned());
-        args.extend(self.parsed.args.iter().cloned());
-        args
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -401,20 +289,6 @@ mod tests {
         assert_eq!(own_flag("use"), Some(Arity::Value));
         assert_eq!(own_flag("verbose"), Some(Arity::Switch));
         assert_eq!(own_flag("name"), None);
-    }
-
-    #[test]
-    fn container_joins_and_is_labelled_before_the_user_s_own_options() {
-        let parsed = Parsed { image: Some("img".into()), args: vec!["--x".into()], ..Parsed::default() };
-        let split = split(vec![parse::Flag { name: "rm".into(), value: None }]).unwrap();
-        let program = Program { path: "docker".into(), args: Vec::new(), env: Vec::new() };
-        let run = Run { program, parsed, detached: false };
-        let args: Vec<_> = run.args("dev", "01", &split).into_iter().map(|arg| arg.into_string().unwrap()).collect();
-        assert_eq!(
-            args.join(" "),
-            "run --label=tp.role=handler --label=tp.connection=dev --label=tp.invocation=01 \
-             --network=container:tp-dev --env=TP_CONNECTION=dev --rm img --x"
-        );
     }
 
     #[test]

@@ -5,16 +5,13 @@ use std::time::Duration;
 
 use bollard::models::{ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum};
 use bollard::query_parameters::{
-    InspectContainerOptions, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    WaitContainerOptions,
+    InspectContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, WaitContainerOptions,
 };
 use futures_util::StreamExt as _;
 
 use super::{Engine, failed, label, role, status};
 use crate::error::Result;
 
-/// Log lines of a dead daemon that an error message repeats.
-const LOG_TAIL_LINES: &str = "12";
 /// Before a wait for a container's end that broke is begun again.
 const WAIT_AGAIN: Duration = Duration::from_secs(1);
 
@@ -99,6 +96,8 @@ pub(crate) struct Found {
     pub(crate) name: String,
     /// Its id.
     pub(crate) id: String,
+    /// Whether it ran and has ended.
+    pub(crate) has_ended: bool,
 }
 
 /// How a container ended.
@@ -188,6 +187,15 @@ impl Engine {
         self.docker.list_containers(Some(options)).await.map_err(|e| failed("list containers", &e))
     }
 
+    /// Whether the container is there and runs.
+    pub(crate) async fn is_running(&self, id: &str) -> Result<bool> {
+        match self.docker.inspect_container(id, None::<InspectContainerOptions>).await {
+            Ok(inspected) => Ok(inspected.state.is_some_and(|state| state.running == Some(true))),
+            Err(e) if status(&e) == Some(404) => Ok(false),
+            Err(e) => Err(failed("look at a container", &e)),
+        }
+    }
+
     /// How the container ended; `None` when it runs or is gone.
     pub(crate) async fn ended(&self, id: &str) -> Result<Option<Ended>> {
         let inspected = match self.docker.inspect_container(id, None::<InspectContainerOptions>).await {
@@ -202,17 +210,6 @@ impl Engine {
             at: state.finished_at.unwrap_or_default(),
             out_of_memory: state.oom_killed.unwrap_or_default(),
         }))
-    }
-
-    /// The last lines of a container's output; empty when there are none.
-    pub(crate) async fn log_tail(&self, id: &str) -> String {
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(LOG_TAIL_LINES).build();
-        let mut lines = self.docker.logs(id, Some(options));
-        let mut text = String::new();
-        while let Some(Ok(part)) = lines.next().await {
-            text.push_str(&String::from_utf8_lossy(&part.into_bytes()));
-        }
-        text.trim_end().to_owned()
     }
 
     /// Removes a container by force; one that is gone already is fine.
@@ -235,15 +232,8 @@ impl Engine {
             let mut answers = self.docker.wait_container(id, None::<WaitContainerOptions>);
             while let Some(Ok(_)) = answers.next().await {}
             // The wait itself can break, with the engine for one.
-            let inspected = self.docker.inspect_container(id, None::<InspectContainerOptions>).await;
-            match inspected {
-                Ok(inspected) => {
-                    if inspected.state.is_none_or(|state| state.running != Some(true)) {
-                        return;
-                    }
-                }
-                Err(e) if status(&e) == Some(404) => return,
-                Err(_) => {}
+            if matches!(self.is_running(id).await, Ok(false)) {
+                return;
             }
             tokio::time::sleep(WAIT_AGAIN).await;
         }
@@ -251,7 +241,12 @@ impl Engine {
 }
 
 fn found(summary: ContainerSummary) -> Found {
-    Found { name: first_name(&summary), id: summary.id.unwrap_or_default() }
+    let over = [ContainerSummaryStateEnum::EXITED, ContainerSummaryStateEnum::DEAD];
+    Found {
+        name: first_name(&summary),
+        has_ended: summary.state.is_some_and(|state| over.contains(&state)),
+        id: summary.id.unwrap_or_default(),
+    }
 }
 
 /// The container's own name, which the engine lists with a slash before it.

@@ -1,12 +1,18 @@
 //! Makes and starts the daemon container.
 
 use std::collections::HashMap;
+use std::pin::Pin;
+use std::time::Duration;
 
+use bollard::container::LogOutput;
 use bollard::errors::Error as ApiError;
 use bollard::models::{
     ContainerCreateBody, DeviceMapping, EndpointSettings, HostConfig, NetworkConnectRequest, PortBinding, PortMap,
 };
-use bollard::query_parameters::{CreateContainerOptionsBuilder, InspectContainerOptions, StartContainerOptions};
+use bollard::query_parameters::{
+    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions, StartContainerOptions,
+};
+use futures_util::{Stream, StreamExt as _};
 
 use super::connections::{Connection, DETACHED, HELD, container_name};
 use super::{Engine, describe, failed, label, role, status};
@@ -14,6 +20,10 @@ use crate::error::{CliError, Result};
 
 /// Processes and threads that a daemon container may have: init, daemon, and one `tp daemon attach` per CLI.
 const PIDS_LIMIT: i64 = 256;
+/// Lines of a dead daemon that an error message repeats.
+const TAIL_LINES: usize = 12;
+/// How long they are waited for.
+const TAIL_LIMIT: Duration = Duration::from_millis(500);
 
 /// A port to publish on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +76,33 @@ pub(crate) struct DaemonSpec {
     pub(crate) hostname: String,
 }
 
+/// A daemon container that was started.
+pub(crate) struct Started {
+    /// Its id.
+    pub(crate) id: String,
+    /// What it prints.
+    pub(crate) output: Output,
+}
+
+/// What a container prints, from its start.
+pub(crate) struct Output(Pin<Box<dyn Stream<Item = Result<LogOutput, ApiError>> + Send>>);
+
+impl Output {
+    /// The last lines that a container printed which has ended.
+    pub(crate) async fn tail(mut self) -> String {
+        let mut text = String::new();
+        let read = async {
+            while let Some(Ok(part)) = self.0.next().await {
+                text.push_str(&String::from_utf8_lossy(&part.into_bytes()));
+            }
+        };
+        // The end of the container ends it.
+        let _ = tokio::time::timeout(TAIL_LIMIT, read).await;
+        let lines: Vec<_> = text.trim_end().lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+}
+
 /// Why a daemon container could not be made.
 #[derive(Debug)]
 pub(crate) enum CreateError {
@@ -85,22 +122,29 @@ impl From<CliError> for CreateError {
 const LOG_LEVEL_VARIABLE: &str = "TP_LOG_LEVEL";
 
 impl Engine {
-    /// Makes the container, joins its networks, and starts it. Returns its id.
+    /// Makes the container, joins its networks, and starts it.
     ///
     /// # Errors
     /// [`CreateError`]; what was made before the failure is removed.
-    pub(crate) async fn start_daemon(&self, spec: &DaemonSpec) -> Result<String, CreateError> {
+    pub(crate) async fn start_daemon(&self, spec: &DaemonSpec) -> Result<Started, CreateError> {
         let id = self.create(spec, &SYSCTLS).await?;
-        let Err(e) = self.join_and_start(&id, spec).await else { return Ok(id) };
+        let e = match self.join_and_start(&id, spec).await {
+            Ok(output) => return Ok(Started { id, output }),
+            Err(e) => e,
+        };
         self.remove(&id).await?;
         // A kernel without IPv6 has no such sysctl, and rootless engines refuse some: go on without.
         if !matches!(&e, StartError::Start(e) if is_about_sysctls(&describe(e))) {
             return Err(e.explain(spec).into());
         }
         let id = self.create(spec, &[]).await?;
-        let Err(e) = self.join_and_start(&id, spec).await else { return Ok(id) };
-        self.remove(&id).await?;
-        Err(e.explain(spec).into())
+        match self.join_and_start(&id, spec).await {
+            Ok(output) => Ok(Started { id, output }),
+            Err(e) => {
+                self.remove(&id).await?;
+                Err(e.explain(spec).into())
+            }
+        }
     }
 
     async fn create(&self, spec: &DaemonSpec, sysctls: &[(&str, &str)]) -> Result<String, CreateError> {
@@ -115,7 +159,7 @@ impl Engine {
         }
     }
 
-    async fn join_and_start(&self, id: &str, spec: &DaemonSpec) -> Result<(), StartError> {
+    async fn join_and_start(&self, id: &str, spec: &DaemonSpec) -> Result<Output, StartError> {
         for join in &spec.networks {
             let aliases = (!join.aliases.is_empty()).then(|| join.aliases.clone());
             let request = NetworkConnectRequest {
@@ -125,7 +169,11 @@ impl Engine {
             let joined = self.docker.connect_network(&join.network, request).await;
             joined.map_err(|e| StartError::Join(join.network.clone(), e))?;
         }
-        self.docker.start_container(id, None::<StartContainerOptions>).await.map_err(StartError::Start)
+        // Listening before it says anything: a held container takes its log with it.
+        let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).build();
+        let attached = self.docker.attach_container(id, Some(options)).await.map_err(StartError::Start)?;
+        self.docker.start_container(id, None::<StartContainerOptions>).await.map_err(StartError::Start)?;
+        Ok(Output(attached.output))
     }
 
     /// Whether a container of that name exists, whoever made it.

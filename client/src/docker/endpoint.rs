@@ -55,7 +55,7 @@ impl Endpoint {
     /// User errors about addresses and docker contexts that cannot be used.
     pub(crate) fn find(var: impl Fn(&str) -> Option<String>, exists: impl Fn(&Path) -> bool) -> Result<Self> {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
-        let config_dir = var("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home(&var)?.join(".docker")));
+        let config_dir = var("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home(var)?.join(".docker")));
         if let Some(host) = var("DOCKER_HOST") {
             let certs = var("DOCKER_TLS_VERIFY").and(var("DOCKER_CERT_PATH").map(PathBuf::from).or(config_dir));
             return Ok(Self { address: Address::parse(&host, certs)?, origin: Origin::DockerHost });

@@ -15,7 +15,7 @@ use crate::attach::KubeAccess;
 use crate::error::{CliError, Result};
 
 /// The name by which containers know the engine's host.
-const HOST_GATEWAY: &str = "host.docker.internal";
+pub(crate) const HOST_GATEWAY: &str = "host.docker.internal";
 /// The network that every daemon container is on.
 const DEFAULT_NETWORK: &str = "bridge";
 /// How long the look-up of the server's name may take; when it takes longer, the name is left alone.

@@ -106,7 +106,7 @@ case $command:$kind_of_cluster in
   kubeconfig:*) echo "$state/${rest[0]:-admin}.kubeconfig" ;;
   samples:*) samples "${rest[@]}" ;;
   kubectl:*) any_kubectl "${rest[@]}" ;;
-  logs:own) if [ ${#rest[@]} = 0 ]; then show_logs; else save_logs "${rest[0]}"; fi ;;
+  logs:own) if [ ${#rest[@]} = 0 ]; then show_logs; else save_logs "${rest[0]}" && say "logs of the cluster $name are in ${rest[0]}"; fi ;;
   logs:*) logs_of_pods -1 ;;
   list:*) list_own ;;
   purge:*) purge ;;

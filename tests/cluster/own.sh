@@ -31,11 +31,11 @@ start_node() { # NAME [ENV...]
     -e "SERVICE_CIDR=$service_cidr" "$image" >/dev/null || die "cannot start the node $node: see the engine's message above"
 }
 
-node_is_ready() { in_node "$1" test -e /etc/k8s/ready; }
+node_is_ready() { in_node "$1" test -e /etc/k8s/ready >/dev/null 2>&1; }
 
 wait_for_node() {
   local deadline=$((SECONDS + 120))
-  until node_is_ready "$1" 2>/dev/null; do
+  until node_is_ready "$1"; do
     [ "$(docker inspect -f '{{.State.Running}}' "$1")" = true ] || fail_with_logs "the node $1 ended"
     [ "$SECONDS" -lt "$deadline" ] || fail_with_logs "the node $1 was not ready within 120 s"
     sleep 0.2
@@ -71,7 +71,7 @@ add_node() {
 }
 
 is_healthy() {
-  [ "$(docker inspect -f '{{.State.Running}}' "$(first_node)" 2>/dev/null)" = true ] && node_is_ready "$(first_node)" 2>/dev/null &&
+  [ "$(docker inspect -f '{{.State.Running}}' "$(first_node)" 2>/dev/null)" = true ] && node_is_ready "$(first_node)" &&
     kube get --raw /readyz >/dev/null 2>&1
 }
 
@@ -150,25 +150,26 @@ logs_of_pods() {
     done
 }
 
-show_logs() {
-  local node file
-  for node in $(nodes); do
-    for file in $(in_node "$node" ls /var/log/k8s 2>/dev/null); do
-      echo "--- $node: $file"
-      in_node "$node" tail -n 15 "/var/log/k8s/$file"
-    done
-  done
-  logs_of_pods 15
-}
-
+# Copied rather than read in the node, which may have ended.
 save_logs() { # DIR
   local node
   mkdir -p "$1"
   for node in $(nodes); do
     docker cp "$node:/var/log/k8s" "$1/$node" >/dev/null 2>&1 || say "no logs of the node $node"
   done
-  logs_of_pods -1 >"$1/pods.log" 2>&1
-  say "logs of the cluster $name are in $1"
+  logs_of_pods "${2:--1}" >"$1/pods.log" 2>&1
+}
+
+show_logs() {
+  local copy file
+  copy=$(mktemp -d)
+  save_logs "$copy" 15
+  for file in "$copy"/*/*.log; do
+    echo "--- ${file#"$copy/"}"
+    tail -n 15 "$file" | cut -c 1-400
+  done
+  cat "$copy/pods.log"
+  rm -rf "$copy"
 }
 
 list_own() { docker ps -a --filter "label=$LABEL" --format "{{.Label \"$LABEL\"}}" | sort -u; }

@@ -53,6 +53,7 @@ done
 
 # --- Certificates, kubeconfigs ------------------------------------------------------------------------------------
 
+set +x # keys and tokens stay out of the log
 new_key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
 sign() { # FILE SUBJECT ALTERNATIVE-NAMES
   openssl req "${new_key[@]}" -subj "$2" -keyout "$1.key" -out "$1.csr"
@@ -99,6 +100,7 @@ sign kubelet "/O=system:nodes/CN=system:node:$name" "DNS:$name,IP:$ip"
 sign proxy /CN=system:kube-proxy DNS:kube-proxy
 certificate_user kubelet
 certificate_user proxy
+set -x
 
 # --- Components ---------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,23 @@ are_static() {
 
 bring_down() { tests/testbed.sh down; }
 
+# Takes the cluster down, and looks for what its containers may have left in the engine and on the machine.
+cluster_goes_without_a_trace() {
+  local id volume ids volumes=''
+  ids=$(docker ps -aq --no-trunc --filter "label=tp-test.cluster=$TP_CLUSTER")
+  for id in $ids; do
+    volumes+=$(docker inspect -f '{{range .Mounts}}{{.Name}} {{end}}' "$id")
+  done
+  bring_down || return
+  for id in $ids; do
+    ! docker inspect "$id" 2>/dev/null | grep '"Id"' || return
+    ! find /sys/fs/cgroup -type d -path "*$id*" | grep . || return
+  done
+  for volume in $volumes; do
+    ! docker volume inspect "$volume" 2>/dev/null | grep '"Name"' || return
+  done
+}
+
 save_logs() {
   local container
   tests/cluster/cluster.sh logs "$logs/cluster" || true
@@ -145,7 +162,7 @@ end_to_end() {
   check 'cluster' tests/testbed.sh up || { save_logs && return; }
   eval "$(tests/testbed.sh env)"
   suite 'end to end' cargo test --locked -p tp-tests --test e2e || save_logs
-  check 'cluster goes' bring_down
+  check 'cluster leaves no trace' cluster_goes_without_a_trace
   trap - EXIT
 }
 
@@ -160,7 +177,7 @@ case ${1:-all} in
   lint) lint ;;
   e2e) end_to_end ;;
   all)
-    tests/preflight.sh || { count_failed preflight "$SECONDS" 1 'above' && finish && exit || exit 1; }
+    tests/preflight.sh || { count_failed preflight "$SECONDS" 1 above; finish; exit 1; }
     lint
     suite 'tests of the crates' cargo test --locked --workspace
     end_to_end

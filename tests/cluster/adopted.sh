@@ -20,13 +20,14 @@ down_context() {
 }
 
 down_kind() {
-  kind delete cluster --name "$name" --kubeconfig "$state.kind" >&2
-  rm -rf "$state" "$state.kind"
+  kind delete cluster --name "$name" --kubeconfig "$state/kind" >&2
+  rm -rf "$state"
 }
 
 up_kind() {
   have kind || die "CLUSTER=kind needs kind on PATH; leave CLUSTER out for the cluster that needs nothing"
-  kind get clusters 2>/dev/null | grep -qxF "$name" || kind create cluster --name "$name" --kubeconfig "$state.kind" --wait 120s >&2
+  mkdir -p "$state"
+  kind get clusters 2>/dev/null | grep -qxF "$name" || kind create cluster --name "$name" --kubeconfig "$state/kind" --wait 120s >&2
   save_kubeconfig admin kind get kubeconfig --name "$name"
   adopt_user
 }

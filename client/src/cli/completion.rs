@@ -20,7 +20,11 @@ pub(super) struct CompletionArgs {
 /// Runs `tp completion`.
 pub(super) fn run(args: &CompletionArgs) -> Result<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::command(), "tp", &mut script);
+    // The scripts of some shells complete hidden commands too: they are left out here.
+    let all = super::command();
+    let visible = all.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()).cloned();
+    let mut command = clap::Command::new("tp").version(env!("CARGO_PKG_VERSION")).subcommands(visible);
+    clap_complete::generate(args.shell, &mut command, "tp", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(0)
 }

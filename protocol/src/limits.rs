@@ -18,11 +18,13 @@ pub const MAX_ERROR_MESSAGE_BYTES: usize = 512;
 /// Flows that one lane may hold open at once (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113 section 6.5.2).
 pub const MAX_STREAMS_PER_LANE: u32 = 32_768;
 
-/// Flow-control window of one stream: at 20 ms of round-trip time one flow can carry 1.6 Gbit/s.
-pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// Flow-control window of one stream, and so what a reader that stands still makes us buffer. At 1 ms of round-trip time
+/// one flow can carry 4 Gbit/s.
+pub const STREAM_WINDOW_BYTES: u32 = 512 << 10;
 
-/// Flow-control window of one lane, which bounds what a peer may make us buffer for all flows together.
-pub const LANE_WINDOW_BYTES: u32 = 32 << 20;
+/// Flow-control window of one lane: the largest there is (RFC 9113 section 6.9.1), so that flows whose readers stand still
+/// never use up what the others need. Each stream's own window bounds the memory.
+pub const LANE_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 /// Largest HTTP/2 frame we ask for: a super-packet of the TUN fits into one.
 pub const MAX_FRAME_BYTES: u32 = 64 << 10;

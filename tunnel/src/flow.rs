@@ -106,9 +106,16 @@ impl FlowSender {
         Ok(self.stream.send_trailers(trailers)?)
     }
 
-    /// Resolves when the peer cancels the stream or the lane is gone.
-    pub fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_reset(cx).map(drop)
+    /// Becomes ready when the peer has cancelled the stream or the lane is gone.
+    pub fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<FlowError> {
+        self.stream
+            .poll_reset(cx)
+            .map(|reset| reset.map_or_else(FlowError::from, |reason| h2::Error::from(reason).into()))
+    }
+
+    /// [`Self::poll_cancelled`] as a future.
+    pub async fn cancelled(&mut self) -> FlowError {
+        poll_fn(|cx| self.poll_cancelled(cx)).await
     }
 }
 

@@ -41,26 +41,30 @@ pub async fn tcp(flow: Flow, socket: TcpStream) -> Relayed {
     // Small writes come from a peer that has already decided to send them.
     let _ = socket.set_nodelay(true);
     let (mut sender, receiver) = flow.split();
-    let up = flow_to_socket(receiver, &socket, &mut relayed.to_socket_bytes);
+    let up = async {
+        match flow_to_socket(receiver, &socket, &mut relayed.to_socket_bytes).await {
+            // A server that takes no more may have answered already: what it sent is read to its end.
+            Err(End::Socket(_)) => Ok(()),
+            other => other,
+        }
+    };
     let down = socket_to_flow(&socket, &mut sender, &mut relayed.to_flow_bytes);
-    // An error in one direction ends the other: a reset is not half a reset.
     let ended = tokio::try_join!(up, down);
-    if let Err(end) = ended {
-        match end {
-            End::Socket(error) => {
-                let why = OpenRefused::new(ErrorClass::of_io(&error), error.to_string());
-                // Fails only when the client is gone as well.
-                let _ = sender.reset(&why);
-                relayed.error = Some(why);
-            }
-            End::Flow(error) => {
-                // Closing with a zero linger time sends RST instead of FIN (socket(7), SO_LINGER).
-                let _ = socket.set_zero_linger();
-                relayed.error = Some(match error {
-                    FlowError::Reset(why) => why,
-                    other => OpenRefused::new(ErrorClass::Reset, other.to_string()),
-                });
-            }
+    match ended {
+        Ok(_) => {}
+        Err(End::Socket(error)) => {
+            let why = OpenRefused::new(ErrorClass::of_io(&error), error.to_string());
+            // Fails only when the client is gone as well.
+            let _ = sender.reset(&why);
+            relayed.error = Some(why);
+        }
+        Err(End::Flow(error)) => {
+            // Closing with a zero linger time sends RST instead of FIN (socket(7), SO_LINGER).
+            let _ = socket.set_zero_linger();
+            relayed.error = Some(match error {
+                FlowError::Reset(why) => why,
+                other => OpenRefused::new(ErrorClass::Reset, other.to_string()),
+            });
         }
     }
     relayed
@@ -108,7 +112,11 @@ async fn write_all(socket: &TcpStream, mut data: &[u8]) -> io::Result<()> {
 async fn socket_to_flow(socket: &TcpStream, sender: &mut FlowSender, moved: &mut u64) -> Result<(), End> {
     let mut buffer = BytesMut::new();
     loop {
-        let Some(data) = read(socket, &mut buffer).await? else {
+        let data = tokio::select! {
+            data = read(socket, &mut buffer) => data?,
+            error = sender.cancelled() => return Err(End::Flow(error)),
+        };
+        let Some(data) = data else {
             return Ok(sender.finish()?);
         };
         *moved += data.len() as u64;

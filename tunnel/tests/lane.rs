@@ -148,6 +148,57 @@ async fn dropping_a_flow_leaves_the_lane_to_others() {
 }
 
 #[tokio::test]
+async fn answer_of_a_server_that_stops_reading_is_delivered() {
+    let (listener, addr) = listener().await;
+    let (mut sender, mut receiver) = open(&lane().await, Transport::Tcp, addr).await.split();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    sender.send_all(vec![7; 100_000].into()).await.unwrap();
+    socket.read_exact(&mut [0; 10]).await.unwrap();
+    socket.write_all(&vec![1; 300_000]).await.unwrap();
+    socket.shutdown().await.unwrap();
+    // More than the buffers on the way hold: the relay's write fails once the socket is closed.
+    let upload = tokio::spawn(async move { sender.send_all(vec![7; 8 << 20].into()).await });
+    let mut answer = 0;
+    while let Some(data) = receiver.data().await {
+        let data = data.unwrap();
+        receiver.release(data.len());
+        answer += data.len();
+        if answer == 300_000 {
+            break;
+        }
+    }
+    drop(socket);
+    assert_eq!(answer, 300_000);
+    // The sender is told, sooner or later, that nobody reads.
+    drop(receiver);
+    upload.await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn flows_that_nobody_reads_do_not_stop_the_others() {
+    let (listener, addr) = listener().await;
+    let lane = lane().await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        let flow = open(&lane, Transport::Tcp, addr).await;
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let writer = tokio::spawn(async move { socket.write_all(&vec![7; 32 << 20]).await });
+        stalled.push((flow, writer));
+    }
+    // Every stalled flow has used up its window once its first bytes came and nothing moves any more.
+    let (_sender, mut receiver) = open(&lane, Transport::Tcp, addr).await.split();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    for _ in 0..100 {
+        socket.write_all(b"alive").await.unwrap();
+        assert_eq!(receiver.data().await.unwrap().unwrap(), "alive");
+        receiver.release(5);
+    }
+    for (_, writer) in stalled {
+        writer.abort();
+    }
+}
+
+#[tokio::test]
 async fn datagrams_keep_their_boundaries_and_a_closed_port_comes_back_as_refused() {
     let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let (mut sender, mut receiver) = open(&lane().await, Transport::Udp, echo.local_addr().unwrap()).await.split();

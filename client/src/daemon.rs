@@ -10,6 +10,7 @@ mod connection;
 mod control;
 mod dns;
 mod flows;
+mod hosts;
 pub(crate) mod init;
 mod kube;
 mod lifetime;
@@ -36,6 +37,7 @@ use self::connection::{Connection, Live, Parts, Saved};
 use self::control::Replies;
 use self::dns::Resolver;
 use self::flows::Flows;
+use self::hosts::HostLookup;
 use self::init::link::InitLink;
 use self::lifetime::{End, Lifetime};
 use self::tun::Tun;
@@ -54,6 +56,7 @@ pub(crate) struct Daemon {
     link: Mutex<InitLink>,
     tun: RefCell<Option<Tun>>,
     nameservers: Vec<IpAddr>,
+    hosts: HostLookup,
     old_search: Vec<String>,
     restarts: u32,
     lifetime: RefCell<Lifetime>,
@@ -74,6 +77,12 @@ impl Drop for Holder {
 
 /// `tp daemon run`: the child of the container's init.
 pub(crate) fn run() -> ExitCode {
+    // A task that panics takes the process with it: its init starts the next one, which has lost flows and nothing else.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(70);
+    }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -99,6 +108,7 @@ async fn serve() -> std::io::Result<End> {
     let daemon = Rc::new(Daemon {
         link: Mutex::new(inherited.link),
         tun: RefCell::new(Some(inherited.tun)),
+        hosts: HostLookup::new(inherited.resolv_conf.nameservers.clone()),
         nameservers: inherited.resolv_conf.nameservers,
         old_search: inherited.resolv_conf.search,
         restarts: inherited.restarts,
@@ -137,16 +147,21 @@ impl Daemon {
         let limit = Duration::from_millis(request.connect_timeout_ms.into());
         // The CLI may be gone, which its stream's end tells better than a failed write.
         let _ = replies.progress(&format!("connecting to the traffic manager in {}", request.manager_namespace)).await;
-        let (route, live, cluster) = Connection::establish(&request, limit).await?;
+        let (route, live, cluster) = Connection::establish(&request, self.hosts.clone(), limit).await?;
         let _ = replies.progress("setting up the container's network").await;
-        let network = Connection::network(&request, &cluster, &self.old_search);
+        let network = Connection::network(&request, &cluster, &self.old_search, &route.addresses().await);
         self.link.lock().await.configure(&network).await.map_err(|error| Failure {
             message: format!("the init of the daemon container cannot set up the network: {error}"),
             hint: "look at `docker logs` of the daemon container".into(),
             causes: Vec::new(),
         })?;
         let parts = self.parts(&request.namespace);
+        let held = request.hold;
         let connection = Rc::new(Connection::new(request, route, cluster, network, parts));
+        if !held {
+            self.change_lifetime(|life| life.detach(Instant::now()));
+        }
+        connection.on_lane(&live);
         self.start(connection, Some(live));
         self.save().await;
         Ok(self.status())
@@ -160,7 +175,7 @@ impl Daemon {
         };
         let held = saved.held;
         let parts = self.parts(saved.namespace());
-        match Connection::restore(saved, parts) {
+        match Connection::restore(saved, self.hosts.clone(), parts) {
             Ok(connection) => {
                 tracing::info!(restarts = self.restarts, "taking up the connection of the process before this one");
                 let now = Instant::now();

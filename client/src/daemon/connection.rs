@@ -21,6 +21,7 @@ use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
 use crate::daemon::address;
 use crate::daemon::dns::{Resolver, Zones};
 use crate::daemon::flows::Flows;
+use crate::daemon::hosts::HostLookup;
 use crate::daemon::init::link::NetworkConfig;
 use crate::daemon::kube::{MANAGER_POD, ManagerRoute};
 use crate::daemon::tunnel::Tunnel;
@@ -28,7 +29,7 @@ use crate::daemon::tunnel::Tunnel;
 /// How long the manager may take to describe the cluster once the lane is up.
 const CLUSTER_INFO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one attempt to get a lost lane back may take.
+/// How long one attempt to get a lost lane back may take at least; it gets the time that connecting got.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Wait before the second attempt to get a lost lane back; doubles up to the next constant.
@@ -130,9 +131,10 @@ impl Connection {
     /// What the user sees.
     pub(crate) async fn establish(
         request: &Connect,
+        hosts: HostLookup,
         limit: Duration,
     ) -> Result<(ManagerRoute, Live, ClusterInfo), Failure> {
-        let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace)?;
+        let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace, hosts)?;
         let (live, cluster) = live(&route, &hello(request, None), limit).await?;
         Ok((route, live, cluster))
     }
@@ -166,12 +168,17 @@ impl Connection {
     ///
     /// # Errors
     /// What the user would see when the access is not usable.
-    pub(crate) fn restore(saved: Saved, parts: Parts) -> Result<Self, Failure> {
-        let route = ManagerRoute::new(saved.connect.kube.clone(), &saved.connect.manager_namespace)?;
+    pub(crate) fn restore(saved: Saved, hosts: HostLookup, parts: Parts) -> Result<Self, Failure> {
+        let route = ManagerRoute::new(saved.connect.kube.clone(), &saved.connect.manager_namespace, hosts)?;
         let mut connection = Self::new(saved.connect, route, saved.cluster, saved.network, parts);
         connection.connected_at = saved.connected_at;
         connection.seen.get_mut().welcome.session = saved.session;
         Ok(connection)
+    }
+
+    /// Takes what the manager said when it let a lane in.
+    pub(crate) fn on_lane(&self, live: &Live) {
+        self.seen.borrow_mut().welcome.clone_from(&live.welcome);
     }
 
     /// What the next daemon process needs.
@@ -188,8 +195,14 @@ impl Connection {
         .encode_to_vec()
     }
 
-    /// What the container's network has to look like for `cluster`.
-    pub(crate) fn network(request: &Connect, cluster: &ClusterInfo, old_search: &[String]) -> NetworkConfig {
+    /// What the container's network has to look like for `cluster`. The addresses of the API server must never be routed
+    /// into the tunnel that it carries.
+    pub(crate) fn network(
+        request: &Connect,
+        cluster: &ClusterInfo,
+        old_search: &[String],
+        api_server: &[IpAddr],
+    ) -> NetworkConfig {
         let domain = &cluster.cluster_domain;
         let namespace = &request.namespace;
         // The search list of a pod (Kubernetes, "DNS for Services and Pods"), then the machine's own, as in a pod.
@@ -197,7 +210,7 @@ impl Connection {
         NetworkConfig {
             addresses: address::TUN.map(str::to_owned).into(),
             routes: cluster.service_subnets.iter().chain(&cluster.pod_subnets).cloned().collect(),
-            exclude: api_server_ip(&request.kube.server).map(|ip| IpNet::from(ip).to_string()).into_iter().collect(),
+            exclude: api_server.iter().map(|ip| IpNet::from(*ip).to_string()).collect(),
             nameserver: address::RESOLVER.to_string(),
             search: pod_search.into_iter().chain(old_search.iter().cloned()).collect(),
             ndots: 5,
@@ -248,7 +261,7 @@ impl Connection {
 
     /// Serves one lane until it is lost; `None` when we were asked to quit.
     async fn serve(&self, mut live: Live) -> Option<String> {
-        self.seen.borrow_mut().welcome = live.welcome;
+        self.on_lane(&live);
         self.on_message(live.agents.take().map(from_manager::Kind::Agents));
         loop {
             tokio::select! {
@@ -307,16 +320,17 @@ impl Connection {
     /// Gets a lost lane back, however long it takes.
     async fn reconnect(&self) -> Live {
         let mut backoff = BACKOFF_MIN;
+        let limit = RECONNECT_TIMEOUT.max(Duration::from_millis(self.request.connect_timeout_ms.into()));
         loop {
             let session = self.seen.borrow().welcome.session.clone();
-            match live(&self.route, &hello(&self.request, session), RECONNECT_TIMEOUT).await {
+            match live(&self.route, &hello(&self.request, session), limit).await {
                 Ok((live, cluster)) => {
                     self.on_message(Some(from_manager::Kind::ClusterInfo(cluster)));
                     return live;
                 }
                 Err(failure) => {
                     tracing::info!(error = failure.message, "not reconnected yet");
-                    self.set_state(TunnelState::Reconnecting, &failure.message);
+                    self.set_state(TunnelState::Reconnecting, &format!("{} ({})", failure.message, failure.hint));
                 }
             }
             sleep(jittered(backoff)).await;
@@ -410,12 +424,6 @@ fn zones(cluster: &ClusterInfo) -> Zones {
     }
 }
 
-/// The API server's address, when its URL has one: it must never be routed into the tunnel that it carries.
-fn api_server_ip(server: &str) -> Option<IpAddr> {
-    let authority = server.parse::<http::Uri>().ok()?.authority()?.host().to_owned();
-    authority.trim_matches(['[', ']']).parse().ok()
-}
-
 /// Between half of `wait` and all of it, so that many clients do not come back in step.
 fn jittered(wait: Duration) -> Duration {
     let mut byte = [0];
@@ -431,11 +439,9 @@ fn unix_seconds() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attach::KubeAccess;
 
     fn request() -> Connect {
-        let kube = KubeAccess { server: "https://10.0.0.1:6443".into(), ..KubeAccess::default() };
-        Connect { namespace: "shop".into(), kube, ..Connect::default() }
+        Connect { namespace: "shop".into(), ..Connect::default() }
     }
 
     #[test]
@@ -446,16 +452,11 @@ mod tests {
             pod_subnets: vec!["10.244.0.0/24".into()],
             ..ClusterInfo::default()
         };
-        let network = Connection::network(&request(), &cluster, &["corp.example".into()]);
+        let network =
+            Connection::network(&request(), &cluster, &["corp.example".into()], &["10.0.0.1".parse().unwrap()]);
         assert_eq!(network.search, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"]);
         assert_eq!(network.routes, ["10.96.0.0/16", "10.244.0.0/24"]);
         assert_eq!(network.exclude, ["10.0.0.1/32"]);
-    }
-
-    #[test]
-    fn api_server_by_name_or_by_ipv6_address() {
-        assert_eq!(api_server_ip("https://api.example:6443"), None);
-        assert_eq!(api_server_ip("https://[fd00::1]:6443"), Some("fd00::1".parse().unwrap()));
     }
 
     #[test]

@@ -12,13 +12,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hickory_proto::op::{Message, MessageType, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
 use hickory_proto::serialize::binary::BinEncodable;
 use tokio::time::timeout;
 
 use self::route::Route;
 pub(crate) use self::route::Zones;
-use self::upstream::Upstreams;
+pub(crate) use self::upstream::Upstreams;
 use crate::daemon::tunnel::Tunnel;
 
 /// How long a cluster query may take. glibc and musl ask again after 5 s (resolv.conf(5), `timeout`).
@@ -67,7 +67,7 @@ impl Resolver {
         if answer.len() <= parsed.udp_limit_bytes {
             return Some(answer);
         }
-        parsed.truncated(&answer)
+        Some(parsed.truncated())
     }
 
     /// Answers a query that came over TCP.
@@ -126,27 +126,27 @@ impl Query {
 
     /// An answer of our own without records.
     fn refused(&self, code: ResponseCode) -> Bytes {
+        self.answer_with(|response| response.metadata.response_code = code)
+    }
+
+    /// An answer without records and with the TC bit: the asker comes back over TCP.
+    fn truncated(&self) -> Bytes {
+        self.answer_with(|response| response.metadata.truncation = true)
+    }
+
+    fn answer_with(&self, change: impl FnOnce(&mut Message)) -> Bytes {
         let mut response = Message::response(self.message.metadata.id, self.message.metadata.op_code);
         response.metadata.recursion_desired = self.message.metadata.recursion_desired;
         response.metadata.recursion_available = true;
-        response.metadata.response_code = code;
         response.add_queries(self.message.queries.iter().cloned());
-        response.edns.clone_from(&self.message.edns);
+        // Our own payload size, and none of the asker's options (RFC 6891 section 6.1.1).
+        response.edns = self.message.edns.as_ref().map(|_| Edns::new());
+        change(&mut response);
         response.to_bytes().map(Bytes::from).unwrap_or_default()
-    }
-
-    /// `answer` without records and with the TC bit: the asker comes back over TCP.
-    fn truncated(&self, answer: &[u8]) -> Option<Bytes> {
-        let full = Message::from_vec(answer).ok()?;
-        let mut response = Message::response(full.metadata.id, full.metadata.op_code);
-        response.metadata = full.metadata;
-        response.metadata.truncation = true;
-        response.add_queries(self.message.queries.iter().cloned());
-        response.to_bytes().map(Bytes::from).ok()
     }
 }
 
 /// Whether a raw answer has records in its answer section (RFC 1035 section 4.1.1: ANCOUNT at offset 6).
 fn has_answers(answer: &[u8]) -> bool {
-    answer.get(6..8) != Some(&[0, 0])
+    answer.get(6..8).is_some_and(|count| count != [0, 0])
 }

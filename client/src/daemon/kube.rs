@@ -1,6 +1,7 @@
 //! The API server: a client from what the CLI sent, and lanes to the manager through port-forward.
 
-use std::time::Duration;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Request, Uri};
 use hyper_util::client::legacy;
@@ -18,6 +19,7 @@ use tp_tunnel::client::{Connected, connect};
 use tp_tunnel::error::LaneError;
 
 use crate::attach::{Failure, KubeAccess};
+use crate::daemon::hosts::HostLookup;
 use crate::daemon::portforward::PortForward;
 
 /// Pod of the manager: it is a StatefulSet of one, so that this is the only name a user needs a right for.
@@ -36,6 +38,7 @@ const TCP_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct ManagerRoute {
     client: Client,
+    hosts: HostLookup,
     access: KubeAccess,
     manager_namespace: String,
 }
@@ -45,13 +48,22 @@ impl ManagerRoute {
     ///
     /// # Errors
     /// What the user sees when the access is not usable.
-    pub(crate) fn new(access: KubeAccess, manager_namespace: &str) -> Result<Self, Failure> {
-        let client = build_client(&access).map_err(|error| Failure {
+    pub(crate) fn new(access: KubeAccess, manager_namespace: &str, hosts: HostLookup) -> Result<Self, Failure> {
+        let client = build_client(&access, hosts.clone()).map_err(|error| Failure {
             message: format!("cannot use the credentials of context `{}`: {error}", access.context),
             hint: "check the certificates and keys of this context in the kubeconfig".into(),
             causes: causes(&error),
         })?;
-        Ok(Self { client, access, manager_namespace: manager_namespace.to_owned() })
+        Ok(Self { client, hosts, access, manager_namespace: manager_namespace.to_owned() })
+    }
+
+    /// Addresses that lanes are dialled at: the API server's, or its proxy's. Empty when they cannot be found.
+    pub(crate) async fn addresses(&self) -> Vec<IpAddr> {
+        let dialled = non_empty(&self.access.proxy_url).unwrap_or_else(|| self.access.server.clone());
+        let Some(host) = dialled.parse::<Uri>().ok().and_then(|url| url.host().map(str::to_owned)) else {
+            return Vec::new();
+        };
+        self.hosts.addresses(&host).await.unwrap_or_default()
     }
 
     /// Opens a lane to the manager.
@@ -88,6 +100,10 @@ impl ManagerRoute {
         let KubeAccess { context, user, original_server, .. } = &self.access;
         let namespace = &self.manager_namespace;
         let (message, hint) = match error {
+            kube::Error::Api(status) if status.code == 401 && has_expired(&self.access) => (
+                format!("the credentials of this connection (user `{user}`, context `{context}`) have expired"),
+                "run `tp quit` and connect again".to_owned(),
+            ),
             kube::Error::Api(status) if status.code == 401 => (
                 format!(
                     "the API server {original_server} does not accept the credentials of user `{user}` (context `{context}`)"
@@ -151,6 +167,12 @@ impl ManagerRoute {
     }
 }
 
+/// Whether the credential had an end that has passed.
+fn has_expired(access: &KubeAccess) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    access.expires_at > 0 && now.as_secs().cast_signed() >= access.expires_at
+}
+
 /// What to do about an error below HTTP.
 fn hint_for(root: &str) -> String {
     if root.contains("certificate") {
@@ -165,12 +187,12 @@ fn causes(error: &dyn std::error::Error) -> Vec<String> {
 }
 
 /// A client for one user. Without a proxy the connection is ours, with `TCP_NODELAY`, which kube's own leaves off.
-fn build_client(access: &KubeAccess) -> Result<Client, kube::Error> {
+fn build_client(access: &KubeAccess, hosts: HostLookup) -> Result<Client, kube::Error> {
     let config = config(access)?;
     if config.proxy_url.is_some() {
         return Ok(ClientBuilder::try_from(config)?.build());
     }
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(hosts);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(TCP_KEEPALIVE));

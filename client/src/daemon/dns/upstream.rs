@@ -10,11 +10,17 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tp_protocol::limits::MAX_DNS_BYTES;
 
-/// How long one resolver may take before the next one is asked. Two of them stay below a stub resolver's 5 s.
+/// How long one resolver may take before the next one is asked.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long all of them together may take: a stub resolver asks again after 5 s (resolv.conf(5), `timeout`).
+const ASK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Resolvers that are asked for one query; glibc uses as many (resolv.conf(5), `MAXNS`).
 const MAX_UPSTREAMS: usize = 3;
+
+/// Header of a DNS message (RFC 1035 section 4.1.1).
+const HEADER_BYTES: usize = 12;
 
 /// Docker's embedded DNS server, on user-defined networks.
 const DOCKER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
@@ -37,25 +43,28 @@ impl Upstreams {
 
     /// Asks one after the other; `None` when nobody answers.
     pub(crate) async fn ask(&self, query: Bytes) -> Option<Bytes> {
-        for &address in &self.addresses {
-            match ask(address, &query).await {
-                Ok(answer) => return Some(answer),
-                Err(error) => tracing::debug!(%address, %error, "resolver gave no answer"),
+        let asked = async {
+            for &address in &self.addresses {
+                match ask(address, &query).await {
+                    Ok(answer) => return Some(answer),
+                    Err(error) => tracing::debug!(%address, %error, "resolver gave no answer"),
+                }
             }
-        }
-        None
+            None
+        };
+        timeout(ASK_TIMEOUT, asked).await.ok().flatten()
     }
 }
 
 /// Asks one resolver.
 pub(crate) async fn ask(address: SocketAddr, query: &[u8]) -> io::Result<Bytes> {
-    timeout(UPSTREAM_TIMEOUT, async {
-        let answer = ask_udp(address, query).await?;
-        // TC is bit 1 of the third byte (RFC 1035 section 4.1.1).
-        if answer[2] & 0x02 == 0 { Ok(answer) } else { ask_tcp(address, query).await }
-    })
-    .await
-    .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    let answer = timeout(UPSTREAM_TIMEOUT, ask_udp(address, query)).await??;
+    // TC is bit 1 of the third byte (RFC 1035 section 4.1.1).
+    if answer[2] & 0x02 == 0 {
+        return Ok(answer);
+    }
+    // A resolver without TCP leaves us what fitted.
+    Ok(timeout(UPSTREAM_TIMEOUT, ask_tcp(address, query)).await.ok().and_then(Result::ok).unwrap_or(answer))
 }
 
 async fn ask_udp(address: SocketAddr, query: &[u8]) -> io::Result<Bytes> {
@@ -67,11 +76,15 @@ async fn ask_udp(address: SocketAddr, query: &[u8]) -> io::Result<Bytes> {
     let mut inbox = vec![0; MAX_DNS_BYTES];
     loop {
         let len = socket.recv(&mut inbox).await?;
-        if len >= 12 && inbox[..2] == query[..2] {
-            inbox.truncate(len);
-            return Ok(inbox.into());
+        if is_answer_to(query, &inbox[..len]) {
+            return Ok(Bytes::copy_from_slice(&inbox[..len]));
         }
     }
+}
+
+/// Whether `answer` has a header, and the query's id.
+fn is_answer_to(query: &[u8], answer: &[u8]) -> bool {
+    answer.len() >= HEADER_BYTES && answer[..2] == query[..2]
 }
 
 async fn ask_tcp(address: SocketAddr, query: &[u8]) -> io::Result<Bytes> {
@@ -80,5 +93,5 @@ async fn ask_tcp(address: SocketAddr, query: &[u8]) -> io::Result<Bytes> {
     socket.write_all(&[&len.to_be_bytes(), query].concat()).await?;
     let mut answer = vec![0; usize::from(socket.read_u16().await?)];
     socket.read_exact(&mut answer).await?;
-    Ok(answer.into())
+    if is_answer_to(query, &answer) { Ok(answer.into()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }

@@ -12,6 +12,7 @@ use tp_protocol::frame;
 
 use crate::attach::{Empty, Failure, MAX_ATTACH_BYTES, Progress, Reply, Request, reply, request};
 use crate::daemon::Daemon;
+use crate::daemon::lifetime::End;
 
 /// Serves every CLI that comes, for as long as the daemon lives.
 pub(crate) async fn listen(daemon: Rc<Daemon>, listener: UnixListener) {
@@ -85,9 +86,9 @@ async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> io::Result<()> {
             }
             Some(request::Kind::Quit(_)) => {
                 daemon.quit().await;
-                replies.send(done()).await?;
-                daemon.end(crate::daemon::lifetime::End::Quit);
-                return Ok(());
+                let told = replies.send(done()).await;
+                daemon.end(End::Quit);
+                return told;
             }
             None => Err(Failure {
                 message: "the daemon does not know this request".into(),

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(LANE_WAIT.as_secs() + DIAL_TI
 
 /// How long a TCP connection to the resolver may be idle (RFC 7766 section 6.2.3).
 const DNS_TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// How long a flow that the container reset is kept, so that the tunnel carries what came before the reset.
+const RESET_LINGER: Duration = Duration::from_secs(5);
 
 /// DNS queries answered at once; the next ones are dropped, and the client asks again.
 const MAX_DNS_QUERIES: usize = 512;
@@ -250,30 +254,61 @@ impl Flows {
     /// Moves bytes until both directions have ended, keeping half-close and resets what they are.
     async fn relay_tcp(&self, flow: FlowId, tunnel_flow: Flow) {
         let (mut sender, mut receiver) = tunnel_flow.split();
-        let ended = tokio::try_join!(self.relay_up(flow, &mut sender), self.relay_down(flow, &mut receiver));
-        let mut stack = self.stack.borrow_mut();
-        match ended {
-            Ok(_) => stack.close(flow),
+        match self.relay_both(flow, &mut sender, &mut receiver).await {
+            Ok(()) => self.stack.borrow_mut().close(flow),
             Err(End::Container(error)) => {
                 tracing::debug!(%error, "flow reset by the container");
+                self.stack.borrow_mut().abort(flow);
                 // Fails only when the lane is gone, and the far end with it.
-                let _ = sender.reset(&OpenRefused::new(ErrorClass::Reset, "reset by the client"));
-                stack.abort(flow);
+                if sender.reset(&OpenRefused::new(ErrorClass::Reset, "reset by the client")).is_ok() {
+                    // Dropping the receiver now would cancel the stream, and with it what is still to be sent.
+                    let _ = timeout(RESET_LINGER, discard(&mut receiver)).await;
+                }
             }
-            Err(End::Tunnel(tp_tunnel::error::FlowError::Reset(_))) => stack.reset_after_drain(flow),
+            Err(End::Tunnel(tp_tunnel::error::FlowError::Reset(_))) => {
+                self.stack.borrow_mut().reset_after_drain(flow);
+            }
             Err(End::Tunnel(error)) => {
                 tracing::debug!(%error, "flow lost");
-                stack.abort(flow);
+                self.stack.borrow_mut().abort(flow);
             }
         }
     }
 
+    async fn relay_both(&self, flow: FlowId, sender: &mut FlowSender, receiver: &mut FlowReceiver) -> Result<(), End> {
+        let (mut up_ended, mut down_ended) = (false, false);
+        let mut up = pin!(self.relay_up(flow, sender));
+        let mut down = pin!(self.relay_down(flow, receiver));
+        while !(up_ended && down_ended) {
+            tokio::select! {
+                ended = &mut up, if !up_ended => match ended {
+                    // A far end that takes no more may have answered already: what it sent is delivered to its end.
+                    Ok(()) | Err(End::Tunnel(_)) => up_ended = true,
+                    Err(error) => return Err(error),
+                },
+                ended = &mut down, if !down_ended => {
+                    ended?;
+                    down_ended = true;
+                }
+                // While the container still sends, its reset comes in order, behind its data.
+                () = self.reset_by_container(flow), if up_ended => return Err(End::Container(FlowError::Reset)),
+            }
+        }
+        Ok(())
+    }
+
     async fn relay_up(&self, flow: FlowId, sender: &mut FlowSender) -> Result<(), End> {
-        while let Some(data) = self.recv(flow).await? {
+        loop {
+            let data = tokio::select! {
+                data = self.recv(flow) => data?,
+                error = sender.cancelled() => return Err(End::Tunnel(error)),
+            };
+            let Some(data) = data else {
+                return Ok(sender.finish()?);
+            };
             self.traffic.count(&self.traffic.up_bytes, data.len());
             sender.send_all(data).await?;
         }
-        Ok(sender.finish()?)
     }
 
     async fn relay_down(&self, flow: FlowId, receiver: &mut FlowReceiver) -> Result<(), End> {
@@ -320,7 +355,9 @@ impl Flows {
                 let data = data?;
                 receiver.release(data.len());
                 decoder.handle_input(&data);
-                while let Ok(Some(payload)) = decoder.poll_datagram() {
+                while let Some(payload) =
+                    decoder.poll_datagram().map_err(|_| tp_tunnel::error::FlowError::BadMessage)?
+                {
                     self.traffic.count(&self.traffic.down_bytes, payload.len());
                     // A full queue drops the newest datagram, as a network would.
                     let _ = self.stack.borrow_mut().send_datagram(association, payload);
@@ -364,6 +401,13 @@ impl Flows {
 
     async fn recv_datagram(&self, association: AssociationId) -> Option<Bytes> {
         poll_fn(|cx| self.stack.borrow_mut().poll_recv_datagram(association, cx)).await
+    }
+}
+
+/// Throws away what the far end still sends.
+async fn discard(receiver: &mut FlowReceiver) {
+    while let Some(Ok(data)) = receiver.data().await {
+        receiver.release(data.len());
     }
 }
 

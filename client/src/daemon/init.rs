@@ -84,6 +84,8 @@ struct Init {
     state: Option<Vec<u8>>,
     crashes: VecDeque<Instant>,
     restarts: u32,
+    /// The engine wants the container to end.
+    terminating: bool,
 }
 
 /// How the daemon process ended.
@@ -115,6 +117,7 @@ impl Init {
             state: None,
             crashes: VecDeque::new(),
             restarts: 0,
+            terminating: false,
         })
     }
 
@@ -123,6 +126,8 @@ impl Init {
         loop {
             match self.run_child()? {
                 ChildEnd::Orderly(code) => return Ok(code),
+                // A daemon that was just starting does not know SIGTERM yet, and dies of it.
+                ChildEnd::Crashed(_) if self.terminating => return Ok(0),
                 ChildEnd::Crashed(how) => {
                     say(&format!("the daemon {how}"));
                     let Some(wait) = self.on_crash(Instant::now()) else {
@@ -186,7 +191,10 @@ impl Init {
             let link_ready = link_open && !fds[1].revents().is_empty();
             while let Some(signal) = self.signals.next()? {
                 match signal {
-                    Signal::Terminate => child.terminate(),
+                    Signal::Terminate => {
+                        self.terminating = true;
+                        child.terminate();
+                    }
                     Signal::Child => {
                         if let Some(end) = child.try_wait() {
                             return Ok(end);

@@ -55,10 +55,13 @@ impl Lifetime {
         self.mode == Mode::Held
     }
 
-    /// Makes the connection end with its holders; `now` counts as the moment the last one left when there is none.
+    /// Makes the connection end with its holders, unless it was detached: then somebody was told that it stays. `now`
+    /// counts as the moment the last holder left when there is none.
     pub(crate) fn hold(&mut self, now: Instant) {
-        self.mode = Mode::Held;
-        self.holder_gone = now;
+        if self.mode == Mode::Fresh {
+            self.mode = Mode::Held;
+            self.holder_gone = now;
+        }
     }
 
     /// Makes the connection go on without holders.
@@ -142,6 +145,7 @@ mod tests {
         life.on_holder();
         life.detach(start);
         life.on_holder_gone(start);
+        life.hold(start);
         assert_eq!(life.poll_timeout(), None);
         life.set_idle_limit(Some(60 * SECOND));
         life.on_activity(start + 30 * SECOND);

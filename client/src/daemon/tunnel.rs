@@ -35,12 +35,12 @@ impl Tunnel {
         self.lane.send_replace(lane);
     }
 
-    /// Opens a flow, once a lane is up.
+    /// Opens a flow, once a lane is up. A lane that dies meanwhile is as good as none: the next one is waited for.
     ///
     /// # Errors
     /// The far end's refusal, or that no lane came up in time.
     pub(crate) async fn open(&self, open: &Open) -> Result<Flow, FlowOpenError> {
-        self.lane(LANE_WAIT).await?.open(open).await
+        self.with_lane(LANE_WAIT, async |lane| lane.open(open).await).await
     }
 
     /// Asks the cluster's DNS, once a lane is up.
@@ -48,13 +48,32 @@ impl Tunnel {
     /// # Errors
     /// The manager's refusal, or that the tunnel is down.
     pub(crate) async fn resolve(&self, query: Bytes) -> Result<Bytes, FlowOpenError> {
-        self.lane(DNS_LANE_WAIT).await?.resolve(query).await
+        self.with_lane(DNS_LANE_WAIT, async |lane| lane.resolve(query.clone()).await).await
     }
 
-    async fn lane(&self, limit: Duration) -> Result<Lane, FlowOpenError> {
+    /// Does something on the lane that is up, and again on the next one when that one was lost: nothing has come of it.
+    async fn with_lane<T>(
+        &self,
+        limit: Duration,
+        act: impl AsyncFn(Lane) -> Result<T, FlowOpenError>,
+    ) -> Result<T, FlowOpenError> {
         let mut lanes = self.lane.subscribe();
-        let up = timeout(limit, lanes.wait_for(Option::is_some)).await;
-        let lane = up.ok().and_then(Result::ok).and_then(|lane| lane.clone());
-        lane.ok_or_else(|| OpenRefused::new(ErrorClass::TimedOut, "the tunnel to the cluster is down").into())
+        loop {
+            let up = timeout(limit, lanes.wait_for(Option::is_some)).await;
+            let lane = up.ok().and_then(Result::ok).and_then(|lane| lane.clone());
+            let Some(lane) = lane else {
+                return Err(OpenRefused::new(ErrorClass::TimedOut, "the tunnel to the cluster is down").into());
+            };
+            lanes.mark_unchanged();
+            match act(lane).await {
+                Err(FlowOpenError::Lane(error)) => {
+                    let replaced = timeout(limit, lanes.changed()).await;
+                    if !matches!(replaced, Ok(Ok(()))) {
+                        return Err(FlowOpenError::Lane(error));
+                    }
+                }
+                other => return other,
+            }
+        }
     }
 }

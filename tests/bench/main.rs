@@ -78,6 +78,7 @@ fn measure(args: &Args) -> Report {
             for route in &routes {
                 report.add(mode, route.name(), load::run(route, &target, mode, args.seconds));
             }
+            report.daemon_peak_bytes = report.daemon_peak_bytes.max(memory::of_daemon(&connection));
             if let Some(figure) = websocket::run(&target, mode, args.seconds) {
                 report.add(mode, websocket::NAME, figure);
             }
@@ -86,10 +87,9 @@ fn measure(args: &Args) -> Report {
     drop(routes);
     report.websocket_open_seconds = median((0..args.repetitions).map(|_| websocket::open_seconds(&target)).collect());
     report.daemon_busy_bytes = memory::of_daemon(&connection);
-    report.daemon_peak_bytes = memory::peak_of_daemon(&connection);
     say("waiting for the kubelet to measure the manager");
     report.manager_bytes = memory::of_manager();
-    report.sizes = size::all();
+    report.sizes = size::all(&connection);
     connection.tp(["quit"]).run().ok();
     report
 }

@@ -11,20 +11,10 @@ use tp_tests::{docker, kubectl, proc};
 /// The kubelet measures every 10 to 20 s (cAdvisor, `--housekeeping-interval` and its jitter).
 const MEASURED_WITHIN: Duration = Duration::from_secs(40);
 
-/// Resident memory of all processes in the daemon container, the init included. Needs the engine on this machine.
+/// Resident memory of all processes in the daemon container, the init included. Pages that they share count once, which
+/// takes root to see; without it they count for each. Needs the engine on this machine.
 pub(crate) fn of_daemon(connection: &Connection<'_>) -> u64 {
-    sum(connection, "VmRSS")
-}
-
-/// The most that it ever was.
-pub(crate) fn peak_of_daemon(connection: &Connection<'_>) -> u64 {
-    sum(connection, "VmHWM")
-}
-
-fn sum(connection: &Connection<'_>, field: &str) -> u64 {
-    let pids = docker::processes(&connection.container());
-    let kilobytes = |pid| proc::status(pid)?.get(field)?.split(' ').next()?.parse::<u64>().ok();
-    pids.into_iter().filter_map(kilobytes).sum::<u64>() * 1024
+    docker::processes(&connection.container()).into_iter().filter_map(proc::resident_bytes).sum()
 }
 
 /// Resident memory of the manager as its node's kubelet measures it, after the loads; `None` where it does not.

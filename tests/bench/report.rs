@@ -8,6 +8,7 @@ use tp_tests::docker::engine;
 use tp_tests::runtime::block_on;
 
 use crate::load::{Figure, Mode, Unit};
+use crate::size;
 use crate::timing::Runs;
 use crate::websocket;
 
@@ -101,10 +102,10 @@ impl Report {
         let peak = self.daemon_peak_bytes;
         let limit = DAEMON_BYTES_MAX >> 20;
         promise(
-            format!("daemon: {} at most, less than {limit} MiB", mebibytes(peak)),
+            format!("daemon: {} at its largest, less than {limit} MiB", mebibytes(peak)),
             (1..DAEMON_BYTES_MAX).contains(&peak),
         );
-        let client = self.sizes.iter().find(|(name, _)| name == "tp").map_or(0, |(_, bytes)| *bytes);
+        let client = self.sizes.iter().find(|(name, _)| name == size::CLIENT).map_or(0, |(_, bytes)| *bytes);
         let limit = CLIENT_BYTES_MAX / 1_000_000;
         promise(
             format!("client binary: {}, less than {limit} MB", megabytes(client)),
@@ -197,7 +198,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "| daemon container's memory, idle | {} |", mebibytes(self.daemon_idle_bytes))?;
         writeln!(f, "| after the loads | {} |", mebibytes(self.daemon_busy_bytes))?;
-        writeln!(f, "| at its peak | {} |", mebibytes(self.daemon_peak_bytes))?;
+        writeln!(f, "| at its largest, behind one of the loads | {} |", mebibytes(self.daemon_peak_bytes))?;
         let manager = self.manager_bytes.map_or("not measured".to_owned(), mebibytes);
         writeln!(f, "| manager's memory after the loads | {manager} |")?;
         for (name, bytes) in &self.sizes {

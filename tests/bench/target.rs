@@ -27,10 +27,12 @@ impl Target {
         let namespace = Namespace::create(&format!("tp-bench-{:x}", std::process::id()));
         kubectl::apply(&json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": POD, "namespace": namespace.name() },
-            "spec": { "terminationGracePeriodSeconds": 0, "containers": [{
-                "name": "sample", "image": given().cluster_sample_image,
-                "readinessProbe": { "httpGet": { "path": "/status/200", "port": HTTP }, "periodSeconds": 1 },
-            }] },
+            "spec": { "terminationGracePeriodSeconds": 0, "containers": [
+                {
+                    "name": "sample", "image": given().cluster_sample_image,
+                    "readinessProbe": { "httpGet": { "path": "/status/200", "port": HTTP }, "periodSeconds": 1 },
+                },
+            ] },
         }));
         let wait = ["-n", namespace.name(), "wait", "pod", POD, "--for=condition=Ready", "--timeout=60s"];
         kubectl::admin(&wait).ok();

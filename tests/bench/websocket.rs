@@ -24,7 +24,7 @@ const MESSAGE_BYTES: usize = 64 << 10;
 const DATA_CHANNEL: u8 = 0;
 
 /// Bytes sent before an upload counts: until the buffers on the way are full, sending is no transfer.
-const HEAD_START: Duration = Duration::from_millis(500);
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// How long a step may take.
 const LIMIT: Duration = Duration::from_secs(10);

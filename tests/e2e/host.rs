@@ -20,14 +20,16 @@ fn is_unchanged(before: &Picture, when: &str) {
     });
 }
 
+/// Containers, networks and volumes. Images are left out: each version of the product makes one and keeps it.
+fn engine_objects() -> Vec<String> {
+    docker::engine_objects().into_iter().filter(|object| !object.starts_with("image")).collect()
+}
+
 #[test]
 fn machine_and_engine_are_the_same_before_during_and_after() {
     let test = Test::alone();
     let scope = test.scope();
-    // The daemon's image stays in the engine: it is there from the first connection of this version on.
-    scope.tp(["connect"]).run().ok();
-    scope.tp(["quit"]).run().ok();
-    let objects = docker::engine_objects();
+    let objects = engine_objects();
     let before = Picture::take();
 
     scope.tp(["connect"]).run().ok();
@@ -37,13 +39,13 @@ fn machine_and_engine_are_the_same_before_during_and_after() {
     let mut with_daemon = objects.clone();
     with_daemon.push(format!("container /{}", scope.container()));
     with_daemon.sort();
-    assert_eq!(docker::engine_objects(), with_daemon, "one container, and nothing else");
+    assert_eq!(engine_objects(), with_daemon, "one container, and nothing else");
     drop(client);
     scope.tp(["quit"]).run().ok();
     is_unchanged(&before, "the machine after quit");
-    assert_eq!(docker::engine_objects(), objects);
+    assert_eq!(engine_objects(), objects);
 
     scope.docker_run(["--rm", &given().client_image, "curl", "-sS", "http://web/"]).run().ok();
     is_unchanged(&before, "the machine after docker-run");
-    assert_eq!(docker::engine_objects(), objects);
+    assert_eq!(engine_objects(), objects);
 }

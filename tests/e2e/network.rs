@@ -294,8 +294,9 @@ fn addresses_outside_the_cluster_stay_reachable() {
 #[test]
 fn names_outside_the_cluster_keep_working_beside_those_of_it() {
     let test = Test::beside_others();
+    // Made before the connection that joins it, so that it goes after that, however the test ends.
+    let network = Network::create(&format!("tp-e2e-{:x}-beside", std::process::id()));
     let scope = test.scope();
-    let network = Network::create(&format!("tp-e2e-net-{}", scope.name()));
     let neighbour = Spec::sample(["serve", "--name", "neighbour"]);
     let neighbour = neighbour.network(network.name()).alias("www.example.test").alias("beside").start();
     scope.tp(["connect"]).env("TP_NETWORKS", network.name()).run().ok();

@@ -12,6 +12,16 @@ pub fn status(pid: u32) -> Option<BTreeMap<String, String>> {
     Some(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
 }
 
+/// Resident memory of a process. Pages that several share count by their share where the kernel tells us (`Pss` of
+/// `smaps_rollup`, proc(5)), else in full.
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let shared = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let shared = shared.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let whole = status(pid)?.remove("VmRSS");
+    let kilobytes = shared.map(str::to_owned).or(whole)?.trim().split(' ').next()?.parse::<u64>().ok()?;
+    Some(kilobytes * 1024)
+}
+
 /// Command lines of all processes whose home directory is `home`: those that a test's command left behind.
 ///
 /// # Panics

@@ -145,6 +145,17 @@ fn manager_fits_the_restricted_pod_security_level() {
 }
 
 #[test]
+fn door_for_clients_is_closed_to_other_pods() {
+    let _test = Test::beside_others();
+    let manager = kubectl::pod_ip(&given().manager_namespace, "app.kubernetes.io/name=tp-manager");
+    let script = format!("exec 3<>/dev/tcp/{manager}/7400");
+    kubectl::admin(&["exec", "deploy/redis", "--", "bash", "-c", &script]).exits(1).says(&["Connection refused"]);
+    // The agents' door next to it is open: it is not that nothing could be reached.
+    let script = format!("exec 3<>/dev/tcp/{manager}/7443");
+    kubectl::admin(&["exec", "deploy/redis", "--", "bash", "-c", &script]).ok();
+}
+
+#[test]
 fn plain_user_may_do_nothing_but_port_forward_to_the_manager() {
     let _test = Test::beside_others();
     let namespace = given().manager_namespace.as_str();

@@ -139,3 +139,24 @@ fn mounts() -> Vec<String> {
         .filter(|mount_point| !engines.iter().any(|folder| mount_point.starts_with(folder)));
     lines.map(|mount_point| format!("mount {mount_point}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_both_firewalls_are_no_changes() {
+        let (before, after) = (":INPUT ACCEPT [1:60]", ":INPUT ACCEPT [2:120]");
+        assert_eq!(without_counters(before), without_counters(after));
+        let (before, after) = ("counter packets 1 bytes 60 accept", "counter packets 2 bytes 120 accept");
+        assert_eq!(without_counters(before), without_counters(after));
+        assert_ne!(without_counters("-A FORWARD -p 80"), without_counters("-A FORWARD -p 81"));
+    }
+
+    #[test]
+    fn changes_are_told_from_both_sides() {
+        let picture = |lines: &[&str]| Picture(lines.iter().map(|line| (*line).to_owned()).collect());
+        let changes = picture(&["a", "b"]).changes(&picture(&["b", "c"]));
+        assert_eq!(changes, ["+ c", "- a"]);
+    }
+}

@@ -13,8 +13,8 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use super::docker_run::on_path;
 use super::setup::{CommonArgs, KubeArgs, Setup, load};
 use super::signals::Signals;
-use crate::config::Layer;
 use crate::config::value::{HumanDuration, Namespace};
+use crate::config::{DEFAULT_MANAGER_NAMESPACE, Layer};
 use crate::error::{CliError, Result};
 use crate::kubeconfig::Selected;
 use crate::kubeconfig::client::{client, explain};
@@ -220,10 +220,15 @@ async fn install(args: InstallArgs) -> Result<Done> {
     Ok(Done {
         helm_said,
         summary: format!(
-            "Installed the traffic manager {} in {} of context {}. `tp connect` connects.",
+            "Installed the traffic manager {} in {} of context {}. `tp connect{}` connects.",
             env!("CARGO_PKG_VERSION"),
             target.namespace,
-            target.context
+            target.context,
+            if target.namespace.as_str() == DEFAULT_MANAGER_NAMESPACE {
+                String::new()
+            } else {
+                format!(" --manager-namespace {}", target.namespace)
+            }
         ),
     })
 }

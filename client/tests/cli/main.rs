@@ -1,6 +1,8 @@
 //! The real binary, with nothing in its environment but what the test says. No engine and no cluster is needed: where one
 //! matters a small imitation answers.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod config;
 mod docker_run;
 mod engine;

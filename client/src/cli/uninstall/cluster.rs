@@ -18,10 +18,10 @@ const PART_OF: &str = "app.kubernetes.io/part-of=tp";
 const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
 /// What the manager makes itself, in its namespace.
 const MADE_BY_MANAGER: [(&str, &str); 2] = [("Secret", "tp-manager-tls"), ("ConfigMap", "tp-manager-ca")];
-/// How long the namespace may take to go.
-const NAMESPACE_LIMIT: Duration = Duration::from_secs(120);
-/// How often it is looked for.
-const NAMESPACE_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the manager's pod, and then the namespace, may take to go.
+const GONE_LIMIT: Duration = Duration::from_secs(120);
+/// How often they are looked for.
+const GONE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A kind of objects: API group, version, kind, plural.
 type Kind = (&'static str, &'static str, &'static str, &'static str);
@@ -52,6 +52,7 @@ const CLUSTER_WIDE: [Kind; 4] = [
 ];
 
 const NAMESPACE: Kind = ("", "v1", "Namespace", "namespaces");
+const POD: Kind = ("", "v1", "Pod", "pods");
 
 fn resource((group, version, kind, plural): Kind) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
@@ -109,8 +110,11 @@ impl Cluster {
     pub(super) async fn find(&self) -> Result<Remains> {
         let mut remains = Remains::default();
         let namespace = self.target.namespace.as_str();
-        let namespaces: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(NAMESPACE));
-        let found = namespaces.get_opt(namespace).await.map_err(|e| self.failed("look for the namespace", &e))?;
+        let found = self
+            .api(NAMESPACE, None)
+            .get_opt(namespace)
+            .await
+            .map_err(|e| self.failed("look for the namespace", &e))?;
         remains.namespace_is_ours =
             found.as_ref().is_some_and(|ns| ns.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1));
         if found.is_some() {
@@ -157,6 +161,10 @@ impl Cluster {
             let in_namespace = (!CLUSTER_WIDE.contains(kind)).then_some(namespace);
             self.delete(*kind, in_namespace, name).await?;
         }
+        if remains.has_release || !remains.objects.is_empty() {
+            progress.step("waiting for the manager to end");
+            self.wait_for_pods().await?;
+        }
         if remains.namespace_is_ours {
             progress.step(format!("removing namespace {namespace}"));
             self.delete(NAMESPACE, None, namespace).await?;
@@ -165,22 +173,37 @@ impl Cluster {
         Ok(())
     }
 
-    async fn wait_for_namespace(&self) -> Result<()> {
-        let namespaces: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(NAMESPACE));
+    /// Waits until the manager's pods are gone: they have some seconds to end when their StatefulSet is removed.
+    async fn wait_for_pods(&self) -> Result<()> {
         let namespace = self.target.namespace.as_str();
+        let pods = self.api(POD, Some(namespace));
+        let managers = ListParams::default().labels(&format!("app.kubernetes.io/name={RELEASE}"));
         let gone = async {
-            while namespaces.get_opt(namespace).await?.is_some() {
-                tokio::time::sleep(NAMESPACE_INTERVAL).await;
+            while !pods.list(&managers).await?.items.is_empty() {
+                tokio::time::sleep(GONE_INTERVAL).await;
             }
             Ok(())
         };
-        match tokio::time::timeout(NAMESPACE_LIMIT, gone).await {
-            Ok(outcome) => outcome.map_err(|e| self.failed("look for the namespace", &e)),
-            Err(_) => Err(CliError::user(format!(
-                "the namespace {namespace} is still going after {} s",
-                NAMESPACE_LIMIT.as_secs()
-            ))
-            .hint(format!("see what holds it with `kubectl get namespace {namespace} -o yaml`"))),
+        self.wait(gone, &format!("the pod of the manager in {namespace}"), &format!("-n {namespace} get pods")).await
+    }
+
+    async fn wait_for_namespace(&self) -> Result<()> {
+        let namespace = self.target.namespace.as_str();
+        let namespaces = self.api(NAMESPACE, None);
+        let gone = async {
+            while namespaces.get_opt(namespace).await?.is_some() {
+                tokio::time::sleep(GONE_INTERVAL).await;
+            }
+            Ok(())
+        };
+        self.wait(gone, &format!("the namespace {namespace}"), &format!("get namespace {namespace} -o yaml")).await
+    }
+
+    async fn wait(&self, gone: impl Future<Output = kube::Result<()>>, what: &str, look: &str) -> Result<()> {
+        match tokio::time::timeout(GONE_LIMIT, gone).await {
+            Ok(outcome) => outcome.map_err(|e| self.failed(&format!("look for {what}"), &e)),
+            Err(_) => Err(CliError::user(format!("{what} is still there after {} s", GONE_LIMIT.as_secs()))
+                .hint(format!("see what holds it with `kubectl {look}`"))),
         }
     }
 

@@ -32,6 +32,10 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep_until;
 use tp_netstack::TunId;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::connection::{Connection, Live, Parts, Saved};
 use self::control::Replies;
@@ -77,6 +81,7 @@ impl Drop for Holder {
 
 /// `tp daemon run`: the child of the container's init.
 pub(crate) fn run() -> ExitCode {
+    start_logging();
     // A task that panics takes the process with it: its init starts the next one, which has lost flows and nothing else.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -101,6 +106,16 @@ pub(crate) fn run() -> ExitCode {
             ExitCode::from(70)
         }
     }
+}
+
+/// Logs to stderr, which the engine keeps. The level of the container's variable is that of tp's own modules: what
+/// libraries say below `info` helps nobody who looks for why a name does not resolve.
+fn start_logging() {
+    let level = std::env::var(init::link::LOG_VARIABLE).ok().and_then(|level| level.parse().ok());
+    let level = level.unwrap_or(LevelFilter::INFO);
+    let filter = Targets::new().with_target("tp", level).with_default(level.min(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines).with(filter).init();
 }
 
 async fn serve() -> std::io::Result<End> {

@@ -248,6 +248,11 @@ impl Connection {
                 },
             };
             self.tunnel.set_lane(Some(current.lane.clone()));
+            tracing::info!(
+                manager = current.welcome.software_version,
+                rejoined = current.welcome.rejoined,
+                "tunnel up"
+            );
             self.set_state(TunnelState::Connected, "");
             let Some(lost) = self.serve(current).await else {
                 return;

@@ -117,8 +117,8 @@ impl ManagerRoute {
                     status.message
                 ),
                 format!(
-                    "ask an administrator for the right `create pods/portforward` on {MANAGER_POD}: \
-                     `tp helm upgrade --set 'clientRbac.subjects[0].kind=User,clientRbac.subjects[0].name={user}'`"
+                    "ask an administrator for the right `create pods/portforward` on {MANAGER_POD}, which the chart's value \
+                     `clientRbac.subjects` gives to users and groups (`tp helm upgrade --reuse-values -f FILE`)"
                 ),
             ),
             kube::Error::Api(status) if status.code == 404 => (
@@ -150,7 +150,7 @@ impl ManagerRoute {
         let hint = match error {
             LaneError::Refused(refusal) if refusal.code() == RefusalCode::VersionMismatch => {
                 format!(
-                    "make both the same release: this tp is {}, the manager is {} (`tp helm upgrade` brings the manager to this release)",
+                    "make both the same release: this tp is {}, the manager is {} (`tp helm upgrade --reuse-values` brings the manager to this release)",
                     env!("CARGO_PKG_VERSION"),
                     refusal.software_version
                 )

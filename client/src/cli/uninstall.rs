@@ -14,6 +14,7 @@ use crate::config::Layer;
 use crate::config::value::Namespace;
 use crate::docker::Engine;
 use crate::docker::connections::{Connection, Found};
+use crate::docker::image::Image;
 use crate::error::{CliError, Result};
 use crate::progress::Progress;
 use cluster::{Cluster, Remains};
@@ -142,7 +143,7 @@ struct Local {
     engine: Engine,
     connections: Vec<Connection>,
     containers: Vec<Found>,
-    images: Vec<String>,
+    images: Vec<Image>,
 }
 
 impl Local {
@@ -168,7 +169,7 @@ impl Local {
             "Containers that joined them",
             self.containers.iter().map(|container| container.name.as_str()).collect(),
         );
-        section("Images", self.images.iter().map(String::as_str).collect());
+        section("Images", self.images.iter().map(|image| image.reference.as_str()).collect());
         lines
     }
 
@@ -190,8 +191,8 @@ impl Local {
 
     async fn remove_images(&self, progress: &Progress) -> Result<()> {
         for image in &self.images {
-            progress.step(format!("removing {image}"));
-            self.engine.remove_image(image).await?;
+            progress.step(format!("removing {}", image.reference));
+            self.engine.remove_image(&image.reference).await?;
         }
         Ok(())
     }

@@ -15,6 +15,10 @@ use crate::error::{CliError, Result};
 const REPOSITORY: &str = "tp-daemon";
 /// Names another binary to make the image of, for hosts that are not Linux and for trying out.
 const BINARY_VARIABLE: &str = "TP_DAEMON_BINARY";
+/// What older engines list in place of the tags of an image that has none.
+const NO_TAG: &str = "<none>:<none>";
+/// An image of another build is removed when it is older than this.
+const OLD_SECS: i64 = 60 * 60;
 /// Digits of the binary's SHA-256 in the tag: 48 bits, no two builds on one machine share them.
 const TAG_DIGITS: usize = 12;
 
@@ -24,6 +28,15 @@ const OWN_ARCH: &str = match std::env::consts::ARCH.as_bytes() {
     b"aarch64" => "arm64",
     _ => std::env::consts::ARCH,
 };
+
+/// An image of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// Its name and tag, or its id.
+    pub(crate) reference: String,
+    /// When it was made, in seconds since 1970.
+    created: i64,
+}
 
 impl Engine {
     /// Returns the reference of the daemon's image; makes the image first where the engine does not have it.
@@ -89,23 +102,33 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes the images of other builds that no container uses. Failures are of no account: it is tidying up.
+    /// Removes the images of other builds that no container uses. Failures are of no account: it is tidying up. Young
+    /// ones stay: another build may be about to make a container of its own.
     async fn remove_old_images(&self, keep: &str) {
         let Ok(images) = self.images().await else { return };
-        for tag in images.into_iter().filter(|tag| tag.trim_start_matches("localhost/") != keep) {
-            let _in_use = self.docker.remove_image(&tag, Some(RemoveImageOptionsBuilder::new().build()), None).await;
+        let now = jiff::Timestamp::now().as_second();
+        for image in images {
+            let is_old = now.saturating_sub(image.created) > OLD_SECS;
+            if is_old && image.reference.trim_start_matches("localhost/") != keep {
+                let options = RemoveImageOptionsBuilder::new().build();
+                let _in_use = self.docker.remove_image(&image.reference, Some(options), None).await;
+            }
         }
     }
 
-    /// References of all daemon images.
-    pub(crate) async fn images(&self) -> Result<Vec<String>> {
+    /// All daemon images.
+    pub(crate) async fn images(&self) -> Result<Vec<Image>> {
         let filters = HashMap::from([("label", vec![format!("{}={}", label::ROLE, role::IMAGE)])]);
         let options = ListImagesOptionsBuilder::new().filters(&filters).build();
-        let images = self.docker.list_images(Some(options)).await.map_err(|e| failed("list images", &e))?;
-        let references = images
-            .into_iter()
-            .flat_map(|image| if image.repo_tags.is_empty() { vec![image.id] } else { image.repo_tags });
-        Ok(references.collect())
+        let listed = self.docker.list_images(Some(options)).await.map_err(|e| failed("list images", &e))?;
+        let mut images = Vec::new();
+        for image in listed {
+            let tags: Vec<_> = image.repo_tags.into_iter().filter(|tag| tag != NO_TAG).collect();
+            // An image without a tag is known by its id.
+            let references = if tags.is_empty() { vec![image.id] } else { tags };
+            images.extend(references.into_iter().map(|reference| Image { reference, created: image.created }));
+        }
+        Ok(images)
     }
 
     /// Removes one image.

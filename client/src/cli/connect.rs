@@ -57,7 +57,7 @@ pub(super) struct ConnectArgs {
 /// Wishes for the container of the connection.
 #[derive(clap::Args, Debug, Default)]
 struct ContainerArgs {
-    /// Publish a port of the joined containers on this machine, as with docker run: [[IP:]HOSTPORT:]PORT[/PROTOCOL]
+    /// Publish a port of the joined containers on this machine, as with docker run: `[[IP:]HOSTPORT:]PORT[/PROTOCOL]`
     #[arg(short, long, visible_alias = "expose", value_name = "PORTS", help_heading = "Container options")]
     publish: Vec<PublishSpec>,
     /// Join a Docker network as well: the containers there are neighbours

@@ -30,7 +30,7 @@ pub(super) fn print(text: &str) -> Result<()> {
 /// Writes a value as indented JSON to stdout.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).expect("the keys are strings");
     print(&format!("{text}\n"))

@@ -36,7 +36,7 @@ impl HostLookup {
         if let Ok(ip) = host.trim_matches(['[', ']']).parse() {
             return Ok(vec![ip]);
         }
-        let listed = in_hosts(&tokio::fs::read_to_string(HOSTS_FILE).await.unwrap_or_default(), host);
+        let listed = in_hosts(&std::fs::read_to_string(HOSTS_FILE).unwrap_or_default(), host);
         if !listed.is_empty() {
             return Ok(listed);
         }

@@ -17,7 +17,7 @@ pub(super) struct Caught {
 impl Caught {
     /// The error that ends a command because of this signal.
     pub(super) fn error(self) -> CliError {
-        CliError::signal(self.number, "interrupted; nothing was left behind")
+        CliError::signal(self.number, "interrupted")
     }
 }
 

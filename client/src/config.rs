@@ -21,7 +21,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// How long a detached connection lives without traffic.
 pub(crate) const DEFAULT_IDLE_LIMIT: HumanDuration = HumanDuration::from_secs(12 * 60 * 60);
 /// How long connecting may take: long enough for a cluster far away, short enough to wait for.
-pub(crate) const DEFAULT_CONNECT_TIMEOUT: HumanDuration = HumanDuration::from_secs(10);
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: HumanDuration = HumanDuration::from_secs(7);
 /// The CLI that starts the user's own containers.
 const DEFAULT_DOCKER: &str = "docker";
 

@@ -77,7 +77,7 @@ struct OwnArgs {
     /// Find the traffic manager in this namespace [default: tp-system]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
     manager_namespace: Option<Namespace>,
-    /// Give up connecting after this time [default: 10s]
+    /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<HumanDuration>,
     /// With -d: end a connection that was idle for this long; 0 for never [default: 12h]

@@ -46,7 +46,7 @@ pub(super) struct SettingArgs {
     /// Find the traffic manager in this namespace [default: tp-system]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
     pub(super) manager_namespace: Option<Namespace>,
-    /// Give up connecting after this time [default: 10s]
+    /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
     pub(super) connect_timeout: Option<HumanDuration>,
     /// End a detached connection that was idle for this long; 0 for never [default: 12h]

@@ -31,6 +31,11 @@ pub(super) fn run(args: &DaemonArgs) -> ExitCode {
         Part::Init => crate::daemon::init::run(),
         Part::Run => crate::daemon::run(),
         Part::Attach { hold } => {
+            // `docker exec` gives the container's rights to root and its bounding set to everybody: only root can drop that.
+            if let Err(error) = crate::daemon::init::privileges::drop_all() {
+                eprintln!("cannot give up the rights of `docker exec`: {error}");
+                return ExitCode::FAILURE;
+            }
             let purpose = if hold { Purpose::Hold } else { Purpose::Talk };
             super::on_runtime(crate::daemon::attach::run(purpose))
         }

@@ -34,12 +34,12 @@ impl Signals {
     /// Begins to catch.
     #[cfg(unix)]
     pub(super) fn catch() -> Self {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
         use signal_hook::iterator::SignalsInfo;
         use signal_hook::iterator::exfiltrator::WithOrigin;
         use signal_hook::low_level::siginfo::Cause;
 
-        let mut origins = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])
+        let mut origins = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
             .expect("these signals can be caught, and the process can have a socket pair");
         let handle = origins.handle();
         let (caught_tx, caught) = tokio::sync::mpsc::channel(QUEUE);

@@ -11,7 +11,7 @@ mod child;
 pub(crate) mod link;
 mod messages;
 mod network;
-mod privileges;
+pub(crate) mod privileges;
 mod resolv_conf;
 mod signals;
 

@@ -15,6 +15,7 @@ pub(crate) mod init;
 mod kube;
 mod lifetime;
 mod portforward;
+mod readahead;
 mod tun;
 mod tunnel;
 

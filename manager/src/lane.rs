@@ -3,10 +3,10 @@
 //! Every flow, DNS query and control channel is a task of the lane and ends with it. A task that panics ends alone.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{TryAcquireError, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
@@ -15,6 +15,7 @@ use tp_protocol::control::ClusterInfo;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
 use tp_protocol::open::{Open, OpenRefused};
+use tp_tunnel::carrier::Carrier;
 use tp_tunnel::error::LaneError;
 use tp_tunnel::relay;
 use tp_tunnel::server::{self, Incoming, LaneServer, Pending, ResolveRequest, Responder};
@@ -22,7 +23,7 @@ use tp_tunnel::server::{self, Incoming, LaneServer, Pending, ResolveRequest, Res
 use crate::agents::Agents;
 use crate::dial::{Dialer, Dialled};
 use crate::dns::Forwarder;
-use crate::session::hub::{Budget, Hub, Ticket};
+use crate::session::hub::{Admitted, Budget, Hub, Ticket};
 use crate::{VERSION, log_end};
 
 pub(crate) mod control;
@@ -52,14 +53,17 @@ pub struct Services {
 ///
 /// # Errors
 /// [`LaneError`] when the lane was lost or never was one.
-pub async fn serve<IO>(services: Arc<Services>, io: IO) -> Result<(), LaneError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub async fn serve(services: Arc<Services>, io: impl Carrier + 'static) -> Result<(), LaneError> {
     let pending = server::accept(io).await?;
-    let (ticket, lane) = match admit(&services, &pending.hello) {
-        Ok((ticket, welcome)) => {
-            let hello = &pending.hello;
+    let hello = &pending.hello;
+    let (ticket, lane) = match admit(&services, hello) {
+        Ok((Admitted::Resumed { session, handle, .. }, welcome)) => {
+            let lane = hello.lane;
+            pending.resume(welcome, &handle).await?;
+            tracing::info!(%session, lane, "lane resumed");
+            return Ok(());
+        }
+        Ok((Admitted::New(ticket), welcome)) => {
             tracing::info!(
                 session = %ticket.session,
                 lane = hello.lane,
@@ -72,6 +76,7 @@ where
         }
         Err(refusal) => return refuse(pending, refusal).await,
     };
+    ticket.resumable(lane.handle());
     let result = run(&services, &ticket, lane).await;
     match &result {
         Ok(()) => tracing::info!(session = %ticket.session, "lane closed"),
@@ -81,7 +86,7 @@ where
 }
 
 /// Decides on a hello.
-fn admit(services: &Services, hello: &ClientHello) -> Result<(Ticket, Welcome), Refusal> {
+fn admit(services: &Services, hello: &ClientHello) -> Result<(Admitted, Welcome), Refusal> {
     let (version, features) = hello.negotiate(VERSION)?;
     if hello.agent.is_some() {
         let message = "this port is for clients; agents connect over TLS";
@@ -90,35 +95,36 @@ fn admit(services: &Services, hello: &ClientHello) -> Result<(Ticket, Welcome), 
     if services.stopping.is_cancelled() {
         return Err(Refusal::new(RefusalCode::ShuttingDown, "the manager is stopping; try again in a moment", VERSION));
     }
-    let ticket = services.hub.admit(hello)?;
+    let admitted = services.hub.admit(hello)?;
+    let (key, rejoined) = match &admitted {
+        Admitted::New(ticket) => (&ticket.key, ticket.rejoined),
+        Admitted::Resumed { key, .. } => (key, true),
+    };
     let welcome = Welcome {
         version,
         features,
         software_version: VERSION.to_owned(),
-        session: Some(ticket.key.clone()),
+        session: Some(key.clone()),
         manager_pod: services.pod.clone(),
-        rejoined: ticket.rejoined,
+        rejoined,
+        resume_grace_ms: u32::try_from(services.hub.grace().as_millis()).unwrap_or(u32::MAX),
         ..Welcome::default()
     };
-    Ok((ticket, welcome))
+    Ok((admitted, welcome))
 }
 
 /// Tells a peer why it may not come in.
-pub(crate) async fn refuse<IO>(pending: Pending<IO>, refusal: Refusal) -> Result<(), LaneError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
+pub(crate) async fn refuse(pending: Pending, refusal: Refusal) -> Result<(), LaneError> {
     let hello = &pending.hello;
     tracing::warn!(client = hello.client_name, version = hello.software_version, why = refusal.message, "lane refused");
     pending.refuse(refusal).await
 }
 
 /// Carries out what the client asks for, until the lane ends.
-async fn run<IO>(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer<IO>) -> Result<(), LaneError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
+async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) -> Result<(), LaneError> {
     let mut tasks = JoinSet::new();
+    let handle = lane.handle().clone();
+    let mut watch = pin!(ticket.watch(&handle));
     let mut draining = false;
     loop {
         tokio::select! {
@@ -133,6 +139,7 @@ where
             },
             Some(ended) = tasks.join_next() => log_end("flow", ended),
             () = ticket.closed.cancelled() => return Ok(()),
+            never = &mut watch => match never {},
             () = services.stopping.cancelled(), if !draining => {
                 draining = true;
                 lane.graceful_shutdown();

@@ -1,7 +1,8 @@
 //! Which clients are here: sessions, their lanes, and when a session without lanes is given up.
 //!
 //! A pure core. The first lane of a client makes a session and is told its id and secret; further lanes, and lanes that
-//! replace lost ones, join by them. A session whose lanes are all gone is kept for a grace time. [`hub`] is the shell.
+//! replace lost ones, join by them. A lane that has lost its byte stream is kept for a grace time, in which the client may
+//! bring it another one, and so is a session whose lanes are all gone. [`hub`] is the shell.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -26,7 +27,7 @@ pub struct SessionLimits {
     pub sessions: usize,
     /// Lanes of one session.
     pub lanes_per_session: usize,
-    /// How long a session without lanes is kept.
+    /// How long a lane without byte stream and a session without lanes are kept.
     pub grace: Duration,
 }
 
@@ -76,6 +77,8 @@ pub struct Admission {
     pub key: SessionKey,
     /// The lane joined the session that it asked for.
     pub rejoined: bool,
+    /// It is a lane that was there before, on another byte stream.
+    pub resumed: bool,
 }
 
 /// What the shell has to do.
@@ -83,6 +86,8 @@ pub struct Admission {
 pub enum Event {
     /// The client has replaced this lane: close it.
     LaneReplaced(LaneId),
+    /// No byte stream was brought for this lane within the grace time: close it.
+    LaneGivenUp(LaneId),
     /// The session is over: close its lanes and forget what belongs to it.
     Ended {
         /// Which.
@@ -107,9 +112,16 @@ pub enum EndedWhy {
 struct Session {
     secret: Vec<u8>,
     /// By the client's own number of the lane.
-    lanes: BTreeMap<u32, LaneId>,
+    lanes: BTreeMap<u32, LaneEntry>,
     /// When the last lane went. Invariant: `Some` exactly while `lanes` is empty.
     alone_since: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LaneEntry {
+    id: LaneId,
+    /// When its byte stream was lost.
+    lost_at: Option<Instant>,
 }
 
 /// All sessions.
@@ -144,7 +156,9 @@ impl Sessions {
     pub fn admit(&mut self, hello: &ClientHello, fresh: SessionKey) -> Result<Admission, AdmitError> {
         let asked = hello.session.as_ref().map(|key| (SessionId(key.id.clone()), &key.secret));
         match asked {
-            Some((id, secret)) if self.sessions_by_id.contains_key(&id) => self.join(id, secret, hello.lane),
+            Some((id, secret)) if self.sessions_by_id.contains_key(&id) => {
+                self.join(id, secret, hello.lane, hello.resume_received.is_some())
+            }
             Some((id, _)) if hello.lane != 0 => Err(AdmitError::UnknownSession(id)),
             None if hello.lane != 0 => Err(AdmitError::NoSession(hello.lane)),
             Some(_) | None => self.create(fresh, hello.lane),
@@ -156,9 +170,18 @@ impl Sessions {
         let Some(session) = self.sessions_by_lane.remove(&lane).and_then(|id| self.sessions_by_id.get_mut(&id)) else {
             return;
         };
-        session.lanes.retain(|_, id| *id != lane);
+        session.lanes.retain(|_, entry| entry.id != lane);
         if session.lanes.is_empty() {
             session.alone_since = Some(now);
+        }
+    }
+
+    /// Notes that a lane has lost its byte stream, or has one again.
+    pub fn on_lane_carried(&mut self, lane: LaneId, lost_at: Option<Instant>) {
+        let session = self.sessions_by_lane.get(&lane).and_then(|id| self.sessions_by_id.get_mut(id));
+        let lanes = session.into_iter().flat_map(|session| session.lanes.values_mut());
+        for entry in lanes.filter(|entry| entry.id == lane) {
+            entry.lost_at = lost_at;
         }
     }
 
@@ -167,8 +190,22 @@ impl Sessions {
         self.end(id, EndedWhy::Goodbye(reason));
     }
 
-    /// Ends the sessions whose grace time is over.
+    /// Ends the lanes and sessions whose grace time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
+        let grace = self.limits.grace;
+        for session in self.sessions_by_id.values_mut() {
+            let mut last_lost = None;
+            session.lanes.retain(|_, entry| {
+                let Some(lost_at) = entry.lost_at.filter(|lost_at| *lost_at + grace <= now) else { return true };
+                last_lost = last_lost.max(Some(lost_at));
+                self.sessions_by_lane.remove(&entry.id);
+                self.events.push_back(Event::LaneGivenUp(entry.id));
+                false
+            });
+            if session.lanes.is_empty() {
+                session.alone_since = session.alone_since.or(last_lost);
+            }
+        }
         let over: Vec<SessionId> = self
             .sessions_by_id
             .iter()
@@ -180,12 +217,13 @@ impl Sessions {
         }
     }
 
-    /// Returns when [`Self::handle_timeout`] has something to do; `None` while every session has a lane.
+    /// Returns when [`Self::handle_timeout`] has something to do; `None` while every session has lanes, and they theirs.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.sessions_by_id
             .values()
-            .filter_map(|session| session.alone_since)
+            .flat_map(|session| session.lanes.values().map(|entry| entry.lost_at).chain([session.alone_since]))
+            .flatten()
             .min()
             .map(|since| since + self.limits.grace)
     }
@@ -214,28 +252,31 @@ impl Sessions {
         let id = SessionId(fresh.id.clone());
         let lane = self.add_lane(&id);
         let session =
-            Session { secret: fresh.secret.clone(), lanes: BTreeMap::from([(number, lane)]), alone_since: None };
+            Session { secret: fresh.secret.clone(), lanes: BTreeMap::from([(number, lane.into())]), alone_since: None };
         let previous = self.sessions_by_id.insert(id.clone(), session);
         debug_assert!(previous.is_none(), "session ids are random");
-        Ok(Admission { lane, session: id, key: fresh, rejoined: false })
+        Ok(Admission { lane, session: id, key: fresh, rejoined: false, resumed: false })
     }
 
-    fn join(&mut self, id: SessionId, secret: &[u8], number: u32) -> Result<Admission, AdmitError> {
+    fn join(&mut self, id: SessionId, secret: &[u8], number: u32, resume: bool) -> Result<Admission, AdmitError> {
         let lane = LaneId(self.next_lane);
         let Some(session) = self.sessions_by_id.get_mut(&id).filter(|session| is_same(&session.secret, secret)) else {
             return Err(AdmitError::BadSecret(id));
         };
+        let key = SessionKey { id: id.0.clone(), secret: session.secret.clone() };
+        if let (Some(entry), true) = (session.lanes.get(&number), resume) {
+            return Ok(Admission { lane: entry.id, session: id, key, rejoined: true, resumed: true });
+        }
         if !session.lanes.contains_key(&number) && session.lanes.len() >= self.limits.lanes_per_session {
             return Err(AdmitError::TooManyLanes(id, self.limits.lanes_per_session));
         }
-        let key = SessionKey { id: id.0.clone(), secret: session.secret.clone() };
-        if let Some(replaced) = session.lanes.insert(number, lane) {
-            self.sessions_by_lane.remove(&replaced);
-            self.events.push_back(Event::LaneReplaced(replaced));
+        if let Some(replaced) = session.lanes.insert(number, lane.into()) {
+            self.sessions_by_lane.remove(&replaced.id);
+            self.events.push_back(Event::LaneReplaced(replaced.id));
         }
         session.alone_since = None;
         self.add_lane(&id);
-        Ok(Admission { lane, session: id, key, rejoined: true })
+        Ok(Admission { lane, session: id, key, rejoined: true, resumed: false })
     }
 
     fn add_lane(&mut self, id: &SessionId) -> LaneId {
@@ -249,11 +290,17 @@ impl Sessions {
         let Some(session) = self.sessions_by_id.remove(id) else {
             return;
         };
-        let lanes: Vec<LaneId> = session.lanes.into_values().collect();
+        let lanes: Vec<LaneId> = session.lanes.into_values().map(|entry| entry.id).collect();
         for lane in &lanes {
             self.sessions_by_lane.remove(lane);
         }
         self.events.push_back(Event::Ended { session: id.clone(), lanes, why });
+    }
+}
+
+impl From<LaneId> for LaneEntry {
+    fn from(id: LaneId) -> Self {
+        Self { id, lost_at: None }
     }
 }
 
@@ -298,9 +345,19 @@ mod tests {
         }
 
         fn admit(&mut self, lane: u32, session: Option<&SessionKey>) -> Result<Admission, AdmitError> {
+            self.hello(lane, session, None)
+        }
+
+        fn hello(
+            &mut self,
+            lane: u32,
+            session: Option<&SessionKey>,
+            resume_received: Option<u64>,
+        ) -> Result<Admission, AdmitError> {
             self.made += 1;
             let fresh = SessionKey { id: format!("s-{}", self.made), secret: vec![self.made; 32] };
-            let hello = ClientHello { lane, session: session.cloned(), ..ClientHello::new("0.1.0", "demo") };
+            let session = session.cloned();
+            let hello = ClientHello { lane, session, resume_received, ..ClientHello::new("0.1.0", "demo") };
             self.sessions.admit(&hello, fresh)
         }
 
@@ -381,6 +438,36 @@ mod tests {
         assert_eq!(desk.sessions.poll_timeout(), None, "the replaced lane's end must not count");
         desk.close(again.lane);
         assert!(desk.sessions.poll_timeout().is_some());
+    }
+
+    #[test]
+    fn a_lane_that_lost_its_byte_stream_is_resumed_within_the_grace_time() {
+        let mut desk = Desk::new();
+        let first = desk.admit(0, None).unwrap();
+        desk.sessions.on_lane_carried(first.lane, Some(desk.now));
+        assert_eq!(desk.sessions.poll_timeout(), Some(desk.now + GRACE));
+        desk.advance(GRACE - Duration::from_millis(1));
+        let again = desk.hello(0, Some(&first.key), Some(7)).unwrap();
+        assert!(again.resumed && again.lane == first.lane);
+        desk.sessions.on_lane_carried(first.lane, None);
+        desk.advance(GRACE);
+        assert_eq!((desk.events(), desk.sessions.poll_timeout()), (vec![], None));
+    }
+
+    #[test]
+    fn a_lane_without_byte_stream_is_given_up_and_so_is_the_session_with_its_last() {
+        let mut desk = Desk::new();
+        let first = desk.admit(0, None).unwrap();
+        let second = desk.admit(1, Some(&first.key)).unwrap();
+        desk.sessions.on_lane_carried(second.lane, Some(desk.now));
+        desk.advance(GRACE);
+        assert_eq!(desk.events(), [Event::LaneGivenUp(second.lane)]);
+        assert!(!desk.hello(1, Some(&first.key), Some(7)).unwrap().resumed, "what is gone starts anew");
+        desk.sessions.on_lane_carried(first.lane, Some(desk.now));
+        desk.close(LaneId(2));
+        desk.advance(GRACE);
+        let ended = Event::Ended { session: first.session, lanes: vec![], why: EndedWhy::GraceOver };
+        assert_eq!(desk.events(), [Event::LaneGivenUp(first.lane), ended]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | 8 | | one frame ([`crate::frame`]) with a [`ClientHello`] or a [`ServerHello`] |
 //!
 //! The client speaks first. The version range and the features agree on everything that follows, so these two messages
-//! may only ever gain fields. HTTP/2 begins right behind them.
+//! may only ever gain fields. The lane's segments ([`crate::resume`]) begin right behind them.
 
 use bytes::{Buf, BufMut, BytesMut};
 use prost::Message;
@@ -50,7 +50,7 @@ pub struct ClientHello {
     /// Present when the speaker is a traffic agent.
     #[prost(message, optional, tag = "7")]
     pub agent: Option<AgentIdentity>,
-    /// Reserved for session resume: bytes received so far on the lane that this one replaces.
+    /// Present when the speaker has its end of this lane from an earlier byte stream: how many bytes it has received.
     #[prost(uint64, optional, tag = "8")]
     pub resume_received: Option<u64>,
     /// Which lane of its session this is. 0 carries control, DNS and small flows.
@@ -102,12 +102,16 @@ pub struct Welcome {
     /// the API server is who the session belongs to.
     #[prost(uint32, optional, tag = "6")]
     pub one_time_port: Option<u32>,
-    /// Reserved for session resume: bytes received so far on the lane that this one replaces.
+    /// Present when the lane goes on ([`crate::resume`]): how many bytes the manager has received. Absent when it starts
+    /// anew.
     #[prost(uint64, optional, tag = "7")]
     pub resume_received: Option<u64>,
     /// The lane joined the session it asked for. False when the session is new, so flows of an old one are gone.
     #[prost(bool, tag = "8")]
     pub rejoined: bool,
+    /// How long the manager keeps a lane that has lost its byte stream, in milliseconds. 0: the lane ends with it.
+    #[prost(uint32, tag = "9")]
+    pub resume_grace_ms: u32,
 }
 
 /// The manager does not let the lane in.
@@ -305,6 +309,7 @@ mod tests {
             one_time_port: Some(40_000),
             resume_received: Some(9),
             rejoined: true,
+            resume_grace_ms: 0,
         }
         .into()
     }

@@ -20,14 +20,25 @@ pub const MAX_STREAMS_PER_LANE: u32 = 32_768;
 
 /// Flow-control window of one stream, and so what a reader that stands still makes us buffer. At 1 ms of round-trip time
 /// one flow can carry 4 Gbit/s.
-pub const STREAM_WINDOW_BYTES: u32 = 512 << 10;
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
 /// Flow-control window of one lane: the largest there is (RFC 9113 section 6.9.1), so that flows whose readers stand still
 /// never use up what the others need. Each stream's own window bounds the memory.
 pub const LANE_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
-/// Largest HTTP/2 frame we ask for: a super-packet of the TUN fits into one.
-pub const MAX_FRAME_BYTES: u32 = 64 << 10;
+/// Largest HTTP/2 frame: with its header (9 bytes) and that of its segment it is one port-forward message, which the
+/// container runtimes read in pieces of 64 KiB.
+pub const MAX_FRAME_BYTES: u32 = (64 << 10) - 64;
 
 /// Bytes one stream may queue for sending before its writer waits.
 pub const SEND_BUFFER_BYTES: usize = 256 << 10;
+
+/// Largest payload of one segment of a lane ([`crate::resume`]): an HTTP/2 frame with its header, and some room.
+pub const MAX_SEGMENT_BYTES: usize = (64 << 10) - 32;
+
+/// What one lane keeps until the peer acknowledges it, and so what can be under way: 3.3 Gbit/s at 20 ms of round-trip
+/// time. Less than this is kept where less is under way.
+pub const REPLAY_BYTES: usize = 8 << 20;
+
+/// Received bytes that are acknowledged even when there is nothing to say.
+pub const ACK_AFTER_BYTES: u64 = 256 << 10;

@@ -199,7 +199,7 @@ fn read(path: &Path, absent: fn(PathBuf) -> ConnectionError) -> Result<String, C
 
 /// Stays registered until `stop` is cancelled; an error when the connection ends before.
 async fn stay(connected: Connected, stop: &CancellationToken) -> Result<(), ConnectionError> {
-    let Connected { welcome, lane, mut driver } = connected;
+    let Connected { welcome, lane, mut driver, .. } = connected;
     let talk = async {
         let (mut sender, mut receiver) = lane.control().await?.split();
         tracing::info!(
@@ -274,8 +274,6 @@ mod tests {
     use super::*;
     use crate::config::{LogFormat, ManagerAddress};
 
-    type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
-
     /// A manager that does what a test tells it, and the agent's files.
     struct Stage {
         listener: TcpListener,
@@ -314,13 +312,13 @@ mod tests {
             Self { listener, acceptor, config, stop: CancellationToken::new(), _files: files }
         }
 
-        async fn accept(&self) -> Pending<ServerTls> {
+        async fn accept(&self) -> Pending {
             let (socket, _) = self.listener.accept().await.unwrap();
             server::accept(self.acceptor.accept(socket).await.unwrap()).await.unwrap()
         }
 
         /// Lets the agent in and waits for its control channel.
-        async fn welcome(&self) -> (LaneServer<ServerTls>, Control) {
+        async fn welcome(&self) -> (LaneServer, Control) {
             let pending = self.accept().await;
             let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }).await.unwrap();
             match lane.next().await {
@@ -339,7 +337,7 @@ mod tests {
     }
 
     /// Moves a lane's bytes while waiting for something on it.
-    async fn drive<T>(lane: &mut LaneServer<ServerTls>, wait: impl Future<Output = T>) -> T {
+    async fn drive<T>(lane: &mut LaneServer, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
         loop {
             tokio::select! {

@@ -7,6 +7,7 @@ mod host;
 mod install;
 mod names;
 mod network;
+mod resume;
 mod robustness;
 mod security;
 mod session;

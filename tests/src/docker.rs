@@ -281,6 +281,22 @@ pub fn kill(container: &str, signal: &str) {
     block_on(engine().kill_container(container, Some(options))).unwrap_or_else(|e| panic!("kill {container}: {e}"));
 }
 
+/// Freezes all processes of a container.
+///
+/// # Panics
+/// When the engine refuses.
+pub fn pause(container: &str) {
+    block_on(engine().pause_container(container)).unwrap_or_else(|e| panic!("pause {container}: {e}"));
+}
+
+/// Lets the processes of a frozen container go on.
+///
+/// # Panics
+/// When the engine refuses.
+pub fn resume(container: &str) {
+    block_on(engine().unpause_container(container)).unwrap_or_else(|e| panic!("unpause {container}: {e}"));
+}
+
 /// Removes a container by force, with its anonymous volumes. One that is gone already is fine.
 pub fn remove(container: &str) {
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();

@@ -49,6 +49,27 @@ impl Kubeconfig {
         self
     }
 
+    /// Has the API server reached at another address, as the one whose certificate it has.
+    ///
+    /// # Panics
+    /// When the kubeconfig has no cluster.
+    #[must_use]
+    pub fn through(mut self, ip: &str) -> Self {
+        let (host, port) = self.server_address();
+        self.0["clusters"][0]["cluster"]["tls-server-name"] = host.into();
+        self.server(&format!("https://{ip}:{port}"))
+    }
+
+    /// Host and port of the API server.
+    ///
+    /// # Panics
+    /// When the kubeconfig names none.
+    pub fn server_address(&self) -> (String, String) {
+        let address = self.server_url().trim_start_matches("https://");
+        let (host, port) = address.rsplit_once(':').expect("the API server's URL has a port");
+        (host.to_owned(), port.trim_end_matches('/').to_owned())
+    }
+
     /// Replaces the user's credentials: keys as in a kubeconfig (`token`, `client-key-data`, ..).
     ///
     /// # Panics

@@ -7,16 +7,16 @@ use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use h2::ext::Protocol;
 use http::{Method, Request, Response, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tp_protocol::hello::{ClientHello, ServerHello, Welcome, server_hello};
 use tp_protocol::limits;
 use tp_protocol::open::{Open, OpenRefused, Transport, UDP_PROTOCOL};
 
+use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
 use crate::error::{FlowError, FlowOpenError, LaneError};
 use crate::flow::{Flow, read_to_end};
+use crate::handshake;
 use crate::server::{CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI};
-use crate::{handshake, keepalive};
 
 /// How long a stream that was reset is remembered, so that frames still under way to it are no error.
 const RESET_MEMORY: Duration = Duration::from_secs(10);
@@ -30,7 +30,14 @@ pub struct Lane {
 /// Drives the lane. Nothing moves unless it is polled; it ends with the lane.
 pub type Driver = Pin<Box<dyn Future<Output = Result<(), LaneError>> + Send>>;
 
-/// A lane that the manager let in.
+/// A byte stream on which the manager has welcomed us, and nothing was said since.
+pub struct Admitted {
+    /// What the manager said.
+    pub welcome: Welcome,
+    io: Box<dyn Carrier>,
+}
+
+/// A lane that runs.
 pub struct Connected {
     /// What the manager said.
     pub welcome: Welcome,
@@ -38,43 +45,64 @@ pub struct Connected {
     pub lane: Lane,
     /// Must be polled (spawned) for anything to happen.
     pub driver: Driver,
+    /// Tells when the byte stream below is lost, and gives the lane another one.
+    pub handle: LaneHandle,
 }
 
-/// Says hello on `io` and, when the manager lets us in, starts HTTP/2 on it.
+/// Says hello on `io` and starts a lane on it, as [`say_hello`] and [`Admitted::start`] do.
 ///
 /// # Errors
 /// [`LaneError::Refused`] with the manager's reason, or why the lane could not be made.
-pub async fn connect<IO>(mut io: IO, hello: &ClientHello) -> Result<Connected, LaneError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub async fn connect(io: impl Carrier + 'static, hello: &ClientHello) -> Result<Connected, LaneError> {
+    say_hello(io, hello).await?.start().await
+}
+
+/// Says hello on `io` and waits for the welcome.
+///
+/// # Errors
+/// [`LaneError::Refused`] with the manager's reason, or why there was no answer.
+pub async fn say_hello(mut io: impl Carrier + 'static, hello: &ClientHello) -> Result<Admitted, LaneError> {
     handshake::send(&mut io, hello).await?;
     let (answer, io) = handshake::receive::<ServerHello, _>(io).await?;
-    let welcome = match answer.outcome {
-        Some(server_hello::Outcome::Welcome(welcome)) => welcome,
-        Some(server_hello::Outcome::Refusal(refusal)) => return Err(LaneError::Refused(refusal)),
-        None => return Err(LaneError::EmptyHello),
-    };
-    let (requests, mut connection) = Builder::new()
-        .initial_window_size(limits::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
-        .max_frame_size(limits::MAX_FRAME_BYTES)
-        .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
-        .max_concurrent_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
-        .max_pending_accept_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
-        .max_local_error_reset_streams(None)
-        .reset_stream_duration(RESET_MEMORY)
-        .enable_push(false)
-        .handshake(io)
-        .await?;
-    let ping_pong = connection.ping_pong().expect("asked for once");
-    let driver = Box::pin(async move {
-        tokio::select! {
-            ended = connection => Ok(ended?),
-            Err(error) = keepalive::run(ping_pong) => Err(error),
-        }
-    });
-    Ok(Connected { welcome, lane: Lane { requests }, driver })
+    match answer.outcome {
+        Some(server_hello::Outcome::Welcome(welcome)) => Ok(Admitted { welcome, io: Box::new(io) }),
+        Some(server_hello::Outcome::Refusal(refusal)) => Err(LaneError::Refused(refusal)),
+        None => Err(LaneError::EmptyHello),
+    }
+}
+
+impl Admitted {
+    /// Starts a new lane: HTTP/2 from its beginning.
+    ///
+    /// # Errors
+    /// Why it could not be made.
+    pub async fn start(self) -> Result<Connected, LaneError> {
+        let (stream, handle) = LaneStream::new(self.io, self.welcome.resume_grace_ms > 0);
+        let (requests, connection) = Builder::new()
+            .initial_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
+            .max_frame_size(limits::MAX_FRAME_BYTES)
+            .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
+            .max_concurrent_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
+            .max_pending_accept_reset_streams(limits::MAX_STREAMS_PER_LANE as usize)
+            .max_local_error_reset_streams(None)
+            .reset_stream_duration(RESET_MEMORY)
+            .enable_push(false)
+            .handshake(stream)
+            .await?;
+        let driver = Box::pin(async move { Ok(connection.await?) });
+        Ok(Connected { welcome: self.welcome, lane: Lane { requests }, driver, handle })
+    }
+
+    /// Carries the lane of `handle` over to this byte stream, when the manager still has its end of it
+    /// ([`Welcome::resume_received`]). Returns what the manager said.
+    ///
+    /// # Errors
+    /// Why the lane is over.
+    pub fn resume(self, handle: &LaneHandle) -> Result<Welcome, LaneError> {
+        handle.attach(self.io, self.welcome.resume_received.unwrap_or_default())?;
+        Ok(self.welcome)
+    }
 }
 
 impl Lane {

@@ -6,6 +6,7 @@ use tp_protocol::error_class::ErrorClass;
 use tp_protocol::frame::FrameError;
 use tp_protocol::hello::{HelloError, Refusal};
 use tp_protocol::open::{OpenError, OpenRefused};
+use tp_protocol::resume::ResumeError;
 
 /// A lane could not be made, or has ended. All its flows end with it.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum LaneError {
     /// The peer did not answer in time.
     #[error("peer did not answer for {0:?}")]
     TimedOut(std::time::Duration),
+    /// The peer broke the rules of carrying a lane over.
+    #[error("lane lost: {0}")]
+    Resume(#[from] ResumeError),
     /// HTTP/2 failed.
     #[error("lane lost: {0}")]
     Http2(#[from] h2::Error),

@@ -2,13 +2,13 @@
 //!
 //! A lane is a byte stream: [`client::connect`] at the client's or agent's end, [`server::accept`] at the manager's. After
 //! the hellos it is one HTTP/2 connection whose streams are flows ([`flow`]), DNS queries and the control channel
-//! ([`control`]). [`relay`] joins a flow to a socket.
+//! ([`control`]). It survives the byte stream: [`carrier`] moves it to the next one. [`relay`] joins a flow to a socket.
 
+pub mod carrier;
 pub mod client;
 pub mod control;
 pub mod error;
 pub mod flow;
 mod handshake;
-mod keepalive;
 pub mod relay;
 pub mod server;

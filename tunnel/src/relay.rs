@@ -10,14 +10,14 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until};
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::error_class::ErrorClass;
-use tp_protocol::limits::MAX_DATAGRAM_BYTES;
+use tp_protocol::limits::{self, MAX_DATAGRAM_BYTES};
 use tp_protocol::open::OpenRefused;
 
 use crate::error::FlowError;
 use crate::flow::{Flow, FlowReceiver, FlowSender};
 
-/// Bytes read from a socket at once: a super-packet's worth.
-const READ_BYTES: usize = 64 << 10;
+/// Bytes read from a socket at once: a frame's worth.
+const READ_BYTES: usize = limits::MAX_FRAME_BYTES as usize;
 
 /// Datagrams waiting for the tunnel; newer ones are dropped. 16 x 64 KiB = 1 MiB at worst.
 const DATAGRAM_BACKLOG: usize = 16;

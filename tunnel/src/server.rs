@@ -1,8 +1,6 @@
 //! The end of a lane that carries out opens: the manager.
 
 use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,17 +8,16 @@ use h2::RecvStream;
 use h2::ext::Protocol;
 use h2::server::{Builder, Connection, SendResponse};
 use http::{Method, Request, Response, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, ServerHello, Welcome};
 use tp_protocol::limits;
 use tp_protocol::open::{Open, OpenRefused, Transport, UDP_PROTOCOL};
 
+use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
 use crate::error::{FlowError, LaneError};
 use crate::flow::{Flow, read_to_end};
-use crate::handshake::{self, Prefixed};
-use crate::keepalive;
+use crate::handshake;
 
 /// Target of a DNS query (RFC 8484).
 pub(crate) const DNS_URI: &str = "https://tp-manager/dns-query";
@@ -35,17 +32,16 @@ pub(crate) const CONTROL_URI: &str = "https://tp-manager/tp.v1/control";
 const RESET_MEMORY: Duration = Duration::from_secs(10);
 
 /// A lane whose hello was read and not answered yet.
-#[derive(Debug)]
-pub struct Pending<IO> {
+pub struct Pending {
     /// What the client said.
     pub hello: ClientHello,
-    io: Prefixed<IO>,
+    io: Box<dyn Carrier>,
 }
 
 /// A lane that was let in.
-pub struct LaneServer<IO> {
-    connection: Connection<Prefixed<IO>, Bytes>,
-    keepalive: Pin<Box<dyn Future<Output = Result<std::convert::Infallible, LaneError>> + Send>>,
+pub struct LaneServer {
+    connection: Connection<LaneStream, Bytes>,
+    handle: LaneHandle,
 }
 
 /// What the client asks for on a new stream.
@@ -83,12 +79,12 @@ pub struct ResolveResponder {
 ///
 /// # Errors
 /// [`LaneError`] when the peer does not speak the protocol or takes too long.
-pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> Result<Pending<IO>, LaneError> {
+pub async fn accept(io: impl Carrier + 'static) -> Result<Pending, LaneError> {
     let (hello, io) = handshake::receive(io).await?;
-    Ok(Pending { hello, io })
+    Ok(Pending { hello, io: Box::new(io) })
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Pending<IO> {
+impl Pending {
     /// Tells the peer why it may not come in, and closes the lane.
     ///
     /// # Errors
@@ -103,8 +99,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Pending<IO> {
     ///
     /// # Errors
     /// [`LaneError`] when the lane fails first.
-    pub async fn welcome(mut self, welcome: Welcome) -> Result<LaneServer<IO>, LaneError> {
+    pub async fn welcome(mut self, welcome: Welcome) -> Result<LaneServer, LaneError> {
+        let is_resumable = welcome.resume_grace_ms > 0;
         handshake::send(&mut self.io, &ServerHello::from(welcome)).await?;
+        let (stream, handle) = LaneStream::new(self.io, is_resumable);
         let handshake = Builder::new()
             .initial_window_size(limits::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
@@ -116,16 +114,33 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Pending<IO> {
             .max_local_error_reset_streams(None)
             .reset_stream_duration(RESET_MEMORY)
             .enable_connect_protocol()
-            .handshake(self.io);
-        let mut connection = tokio::time::timeout(handshake::HELLO_TIMEOUT, handshake)
+            .handshake(stream);
+        let connection = tokio::time::timeout(handshake::HELLO_TIMEOUT, handshake)
             .await
             .map_err(|_| LaneError::TimedOut(handshake::HELLO_TIMEOUT))??;
-        let ping_pong = connection.ping_pong().expect("asked for once");
-        Ok(LaneServer { connection, keepalive: Box::pin(keepalive::run(ping_pong)) })
+        Ok(LaneServer { connection, handle })
+    }
+
+    /// Carries the lane of `handle` over to this byte stream. The client said in its hello how much it has received, and
+    /// is told in the welcome how much we have.
+    ///
+    /// # Errors
+    /// [`LaneError`] when the byte stream fails first, or the lane is over.
+    pub async fn resume(mut self, welcome: Welcome, handle: &LaneHandle) -> Result<(), LaneError> {
+        let peer_received = self.hello.resume_received.unwrap_or_default();
+        let received = handle.detach("the client came back");
+        let welcome = Welcome { resume_received: Some(received), ..welcome };
+        handshake::send(&mut self.io, &ServerHello::from(welcome)).await?;
+        handle.attach(self.io, peer_received)
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> LaneServer<IO> {
+impl LaneServer {
+    /// Tells when the byte stream below is lost, and gives the lane another one.
+    pub fn handle(&self) -> &LaneHandle {
+        &self.handle
+    }
+
     /// Moves the lane's bytes and returns what the client asks for next; `None` when the lane has ended.
     ///
     /// Must be called in a loop: nothing on the lane moves otherwise. Cancel-safe.
@@ -134,13 +149,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> LaneServer<IO> {
     /// [`LaneError`] when the lane is lost.
     pub async fn next(&mut self) -> Option<Result<Incoming, LaneError>> {
         loop {
-            let (request, respond) = match poll_fn(|cx| self.poll_accept(cx)).await? {
+            let (request, respond) = match self.connection.accept().await? {
                 Ok(accepted) => accepted,
-                Err(error) => return Some(Err(error)),
+                Err(error) => return Some(Err(error.into())),
             };
-            match classify(request, respond) {
-                Some(incoming) => return Some(Ok(incoming)),
-                None => continue,
+            if let Some(incoming) = classify(request, respond) {
+                return Some(Ok(incoming));
             }
         }
     }
@@ -149,16 +163,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> LaneServer<IO> {
     pub fn graceful_shutdown(&mut self) {
         self.connection.graceful_shutdown();
     }
-
-    fn poll_accept(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Option<Result<Accepted, LaneError>>> {
-        if let Poll::Ready(Err(error)) = self.keepalive.as_mut().poll(cx) {
-            return Poll::Ready(Some(Err(error)));
-        }
-        self.connection.poll_accept(cx).map(|accepted| accepted.map(|a| a.map_err(LaneError::from)))
-    }
 }
-
-type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// Sorts a request; one that is not of this protocol is answered here.
 fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<Incoming> {

@@ -273,8 +273,8 @@ async fn lost_lane_fails_opens_and_flows() {
     let (_sender, mut receiver) = open(&connected.lane, Transport::Tcp, addr).await.split();
     server.abort();
     assert!(matches!(receiver.data().await, Some(Err(FlowError::Cancelled(_)))));
-    // A byte stream that ends is an orderly end to HTTP/2; that the driver returns is what its owner acts on.
-    driver.await.unwrap().unwrap();
+    let ended = driver.await.unwrap().unwrap_err();
+    assert!(ended.to_string().contains("closed by the other end"), "{ended}");
     let error = connected.lane.open(&Open::new(Transport::Tcp, addr)).await.unwrap_err();
     assert!(matches!(error, FlowOpenError::Lane(_)), "{error}");
 }

@@ -1,4 +1,4 @@
-//! One connection to one cluster: the first lane, what the init has to set up, and lanes again when one is lost.
+//! One connection to one cluster: the first lane, what the init has to set up, and byte streams for it when one is lost.
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -10,10 +10,11 @@ use prost::Message as _;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
 use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
-use tp_tunnel::client::{Connected, Lane};
+use tp_tunnel::carrier::{CarrierState, LaneHandle};
+use tp_tunnel::client::{Admitted, Connected, Lane};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
 use tp_tunnel::error::LaneError;
 
@@ -101,6 +102,7 @@ impl std::fmt::Debug for Saved {
 pub(crate) struct Live {
     welcome: Welcome,
     lane: Lane,
+    handle: LaneHandle,
     driver: AbortOnDrop,
     sender: ControlSender,
     receiver: ControlReceiver,
@@ -115,6 +117,16 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// How serving a lane ended.
+enum Served {
+    /// We were asked to quit.
+    Quit,
+    /// The lane is over, and this one took its place.
+    Replaced(Box<Live>),
+    /// The lane is over, for this reason.
+    Ended(String),
 }
 
 /// What a connection shares with the rest of the daemon.
@@ -135,7 +147,8 @@ impl Connection {
         limit: Duration,
     ) -> Result<(ManagerRoute, Live, ClusterInfo), Failure> {
         let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace, hosts)?;
-        let (live, cluster) = live(&route, &hello(request, None), limit).await?;
+        let admitted = route.open_lane(&hello(request, None), limit).await?;
+        let (live, cluster) = start(&route, admitted, limit).await?;
         Ok((route, live, cluster))
     }
 
@@ -243,50 +256,77 @@ impl Connection {
             let current = match live.take() {
                 Some(live) => live,
                 None => tokio::select! {
-                    live = self.reconnect() => live,
+                    live = self.new_lane() => live,
                     () = self.quit.notified() => return,
                 },
             };
-            self.tunnel.set_lane(Some(current.lane.clone()));
             tracing::info!(
                 manager = current.welcome.software_version,
                 rejoined = current.welcome.rejoined,
                 "tunnel up"
             );
-            self.set_state(TunnelState::Connected, "");
-            let Some(lost) = self.serve(current).await else {
-                return;
+            self.on_lane(&current);
+            self.up(&current.lane);
+            live = match self.serve(current).await {
+                Served::Quit => return,
+                Served::Replaced(next) => Some(*next),
+                Served::Ended(why) => {
+                    self.down(&why);
+                    None
+                }
             };
-            self.tunnel.set_lane(None);
-            tracing::warn!(error = lost, "tunnel lost");
-            self.set_state(TunnelState::Reconnecting, &lost);
-            self.reconnects.set(self.reconnects.get() + 1);
         }
     }
 
-    /// Serves one lane until it is lost; `None` when we were asked to quit.
-    async fn serve(&self, mut live: Live) -> Option<String> {
-        self.on_lane(&live);
+    fn up(&self, lane: &Lane) {
+        self.tunnel.set_lane(Some(lane.clone()));
+        self.set_state(TunnelState::Connected, "");
+    }
+
+    fn down(&self, why: &str) {
+        tracing::warn!(why, "tunnel lost");
+        self.tunnel.set_lane(None);
+        self.set_state(TunnelState::Reconnecting, why);
+        self.reconnects.set(self.reconnects.get() + 1);
+    }
+
+    /// Serves one lane until it is over, on as many byte streams as it takes.
+    async fn serve(&self, mut live: Live) -> Served {
         self.on_message(live.agents.take().map(from_manager::Kind::Agents));
         loop {
             tokio::select! {
                 ended = &mut live.driver.0 => {
-                    return Some(match ended {
+                    return Served::Ended(match ended {
                         Ok(Ok(())) => "the manager closed the lane".to_owned(),
                         Ok(Err(error)) => error.to_string(),
                         Err(panic) => panic.to_string(),
                     });
+                }
+                lost = live.handle.lost() => {
+                    // A lane that is over has a driver that says why.
+                    let CarrierState::Lost(why) = lost else { continue };
+                    self.down(&why);
+                    tokio::select! {
+                        next = self.bring_back(&live) => match next {
+                            None => self.up(&live.lane),
+                            Some(next) => {
+                                live.handle.fail("the manager has given the lane up");
+                                return Served::Replaced(next);
+                            }
+                        },
+                        () = self.quit.notified() => return Served::Quit,
+                    }
                 }
                 message = live.receiver.recv() => match message {
                     Some(Ok(FromManager { kind })) => {
                         if let Some(answer) = self.on_message(kind)
                             && let Err(error) = live.sender.send(&ToManager::from(answer)).await
                         {
-                            return Some(error.to_string());
+                            return Served::Ended(error.to_string());
                         }
                     }
-                    Some(Err(error)) => return Some(error.to_string()),
-                    None => return Some("the manager ended the session".to_owned()),
+                    Some(Err(error)) => return Served::Ended(error.to_string()),
+                    None => return Served::Ended("the manager ended the session".to_owned()),
                 },
                 () = self.quit.notified() => {
                     let goodbye = to_manager::Kind::Goodbye(Goodbye { reason: "quit".to_owned() });
@@ -298,7 +338,7 @@ impl Connection {
                     };
                     // A manager that does not answer finds out by the end of the lane.
                     let _ = timeout(GOODBYE_TIMEOUT, farewell).await;
-                    return None;
+                    return Served::Quit;
                 }
             }
         }
@@ -322,17 +362,44 @@ impl Connection {
         None
     }
 
-    /// Gets a lost lane back, however long it takes.
-    async fn reconnect(&self) -> Live {
+    /// Makes a lane, however long it takes.
+    async fn new_lane(&self) -> Live {
+        self.persist(async |limit| {
+            let admitted = self.open_lane(None, limit).await?;
+            self.start(admitted, limit).await
+        })
+        .await
+    }
+
+    /// Brings a lane that has lost its byte stream another one, however long it takes. Returns a new lane when the manager
+    /// has given this one up; `None` when it goes on with all its flows.
+    async fn bring_back(&self, live: &Live) -> Option<Box<Live>> {
+        let grace = Duration::from_millis(live.welcome.resume_grace_ms.into());
+        let given_up_at = Instant::now() + grace;
+        self.persist(async |limit| {
+            if Instant::now() > given_up_at {
+                // The manager has given it up as well: whoever waits for a flow is told so.
+                live.handle.fail("the tunnel was down for too long");
+            }
+            let received = live.handle.detach("another byte stream is being opened");
+            let admitted = self.open_lane(Some(received), limit).await?;
+            if admitted.welcome.resume_received.is_none() {
+                return Ok(Some(Box::new(self.start(admitted, limit).await?)));
+            }
+            let welcome = admitted.resume(&live.handle).map_err(|error| self.route.explain_lane(&error))?;
+            tracing::info!(manager = welcome.software_version, "tunnel resumed");
+            Ok(None)
+        })
+        .await
+    }
+
+    /// Tries until it succeeds.
+    async fn persist<T>(&self, act: impl AsyncFn(Duration) -> Result<T, Failure>) -> T {
         let mut backoff = BACKOFF_MIN;
         let limit = RECONNECT_TIMEOUT.max(Duration::from_millis(self.request.connect_timeout_ms.into()));
         loop {
-            let session = self.seen.borrow().welcome.session.clone();
-            match live(&self.route, &hello(&self.request, session), limit).await {
-                Ok((live, cluster)) => {
-                    self.on_message(Some(from_manager::Kind::ClusterInfo(cluster)));
-                    return live;
-                }
+            match act(limit).await {
+                Ok(done) => return done,
                 Err(failure) => {
                     tracing::info!(error = failure.message, "not reconnected yet");
                     self.set_state(TunnelState::Reconnecting, &format!("{} ({})", failure.message, failure.hint));
@@ -341,6 +408,18 @@ impl Connection {
             sleep(jittered(backoff)).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
+    }
+
+    async fn open_lane(&self, resume_received: Option<u64>, limit: Duration) -> Result<Admitted, Failure> {
+        let session = self.seen.borrow().welcome.session.clone();
+        let hello = ClientHello { resume_received, ..hello(&self.request, session) };
+        self.route.open_lane(&hello, limit).await
+    }
+
+    async fn start(&self, admitted: Admitted, limit: Duration) -> Result<Live, Failure> {
+        let (live, cluster) = start(&self.route, admitted, limit).await?;
+        self.on_message(Some(from_manager::Kind::ClusterInfo(cluster)));
+        Ok(live)
     }
 
     fn set_state(&self, state: TunnelState, error: &str) {
@@ -387,9 +466,11 @@ impl Connection {
     }
 }
 
-/// Opens a lane and its control channel, and waits for the cluster's description.
-async fn live(route: &ManagerRoute, hello: &ClientHello, limit: Duration) -> Result<(Live, ClusterInfo), Failure> {
-    let Connected { welcome, lane, driver } = route.open_lane(hello, limit).await?;
+/// Starts a lane and its control channel, and waits for the cluster's description.
+async fn start(route: &ManagerRoute, admitted: Admitted, limit: Duration) -> Result<(Live, ClusterInfo), Failure> {
+    let started = timeout(limit, admitted.start()).await;
+    let started = started.unwrap_or(Err(LaneError::TimedOut(limit)));
+    let Connected { welcome, lane, driver, handle } = started.map_err(|error| route.explain_lane(&error))?;
     let driver = AbortOnDrop(tokio::spawn(driver));
     let silent = |error: String| Failure {
         message: format!("the traffic manager {MANAGER_POD} did not describe the cluster: {error}"),
@@ -414,7 +495,7 @@ async fn live(route: &ManagerRoute, hello: &ClientHello, limit: Duration) -> Res
     let (sender, receiver, agents, cluster) = timeout(CLUSTER_INFO_TIMEOUT, described)
         .await
         .unwrap_or_else(|_| Err(silent(format!("no answer for {CLUSTER_INFO_TIMEOUT:?}"))))?;
-    Ok((Live { welcome, lane, driver, sender, receiver, agents }, cluster))
+    Ok((Live { welcome, lane, handle, driver, sender, receiver, agents }, cluster))
 }
 
 fn hello(request: &Connect, session: Option<SessionKey>) -> ClientHello {

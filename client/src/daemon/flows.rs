@@ -20,6 +20,7 @@ use tp_netstack::{
 };
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::error_class::ErrorClass;
+use tp_protocol::limits;
 use tp_protocol::open::{Open, OpenRefused, Transport};
 use tp_tunnel::flow::{Flow, FlowReceiver, FlowSender};
 
@@ -31,8 +32,8 @@ use crate::daemon::tunnel::{LANE_WAIT, Tunnel};
 /// Packets taken from or given to the TUN before the other direction and the flow tasks get their turn.
 const BATCH_PACKETS: usize = 64;
 
-/// Bytes taken from a flow's ring at once: a super-packet's worth.
-const READ_BYTES: usize = 64 << 10;
+/// Bytes taken from a flow's ring at once: a frame's worth.
+const READ_BYTES: usize = limits::MAX_FRAME_BYTES as usize;
 
 /// How long the manager may dial. Linux clients retransmit a SYN for about 130 s (tcp(7), `tcp_syn_retries`), but people
 /// and load balancers expect an answer sooner.

@@ -6,21 +6,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{Request, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::ServiceBuilder;
+use tower::util::MapResponse;
 use tp_protocol::hello::{ClientHello, RefusalCode};
-use tp_tunnel::client::{Connected, connect};
+use tp_tunnel::client::{Admitted, say_hello};
 use tp_tunnel::error::LaneError;
 
 use crate::attach::{Failure, KubeAccess};
 use crate::daemon::hosts::HostLookup;
 use crate::daemon::portforward::PortForward;
+use crate::daemon::readahead::ReadAhead;
 
 /// Pod of the manager: it is a StatefulSet of one, so that this is the only name a user needs a right for.
 pub(crate) const MANAGER_POD: &str = "tp-manager-0";
@@ -66,11 +69,11 @@ impl ManagerRoute {
         self.hosts.addresses(&host).await.unwrap_or_default()
     }
 
-    /// Opens a lane to the manager.
+    /// Opens a byte stream to the manager and says hello on it.
     ///
     /// # Errors
     /// What the user sees: what failed, on which object, and what to do.
-    pub(crate) async fn open_lane(&self, hello: &ClientHello, limit: Duration) -> Result<Connected, Failure> {
+    pub(crate) async fn open_lane(&self, hello: &ClientHello, limit: Duration) -> Result<Admitted, Failure> {
         timeout(limit, self.try_open_lane(hello)).await.unwrap_or_else(|_| {
             Err(Failure {
                 message: format!("no answer from the API server {} within {limit:?}", self.access.original_server),
@@ -81,7 +84,7 @@ impl ManagerRoute {
         })
     }
 
-    async fn try_open_lane(&self, hello: &ClientHello) -> Result<Connected, Failure> {
+    async fn try_open_lane(&self, hello: &ClientHello) -> Result<Admitted, Failure> {
         let path = format!(
             "/api/v1/namespaces/{}/pods/{MANAGER_POD}/portforward?ports={MANAGER_CLIENT_PORT}",
             self.manager_namespace
@@ -92,7 +95,7 @@ impl ManagerRoute {
             causes: Vec::new(),
         })?;
         let socket = self.client.connect(request).await.map_err(|error| self.explain_api(&error))?;
-        connect(PortForward::new(socket.into_stream()), hello).await.map_err(|error| self.explain_lane(&error))
+        say_hello(PortForward::new(socket.into_stream()), hello).await.map_err(|error| self.explain_lane(&error))
     }
 
     /// Turns an error of the API server, or on the way to it, into what the user sees.
@@ -143,8 +146,8 @@ impl ManagerRoute {
         Failure { message, hint, causes: causes(error) }
     }
 
-    /// Turns an error of the hello into what the user sees.
-    fn explain_lane(&self, error: &LaneError) -> Failure {
+    /// Turns an error of the hello or of HTTP/2's into what the user sees.
+    pub(crate) fn explain_lane(&self, error: &LaneError) -> Failure {
         let namespace = &self.manager_namespace;
         let look = format!("look at the manager with `kubectl -n {namespace} logs {MANAGER_POD}`");
         let hint = match error {
@@ -186,6 +189,9 @@ fn causes(error: &dyn std::error::Error) -> Vec<String> {
     std::iter::successors(error.source(), |e| (*e).source()).map(ToString::to_string).collect()
 }
 
+/// What is done to every TCP connection.
+type WrapTcp = fn(TokioIo<TcpStream>) -> TokioIo<ReadAhead>;
+
 /// A client for one user. Without a proxy the connection is ours, with `TCP_NODELAY`, which kube's own leaves off.
 fn build_client(access: &KubeAccess, hosts: HostLookup) -> Result<Client, kube::Error> {
     let config = config(access)?;
@@ -197,7 +203,7 @@ fn build_client(access: &KubeAccess, hosts: HostLookup) -> Result<Client, kube::
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(TCP_KEEPALIVE));
     tcp.set_connect_timeout(Some(TCP_CONNECT_TIMEOUT));
-    let https = config.rustls_https_connector_with_connector(tcp)?;
+    let https = config.rustls_https_connector_with_connector(MapResponse::new(tcp, ReadAhead::wrap as WrapTcp))?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)

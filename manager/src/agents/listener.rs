@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -21,6 +20,7 @@ use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
 use tp_protocol::open::OpenRefused;
 use tp_tunnel::control::Control;
 use tp_tunnel::error::{FlowError, LaneError};
+use tp_tunnel::carrier::Carrier;
 use tp_tunnel::server::{self, Incoming, LaneServer};
 
 use super::review::Reviewer;
@@ -139,10 +139,9 @@ async fn handshake<R: Reviewer>(
 }
 
 /// Serves one agent's lane until it ends. `turn` is held until the agent is authenticated.
-async fn serve<R, IO>(services: &AgentServices<R>, io: IO, turn: Turn) -> Result<(), LaneError>
+async fn serve<R>(services: &AgentServices<R>, io: impl Carrier + 'static, turn: Turn) -> Result<(), LaneError>
 where
     R: Reviewer,
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let pending = server::accept(io).await?;
     let hello = &pending.hello;
@@ -190,9 +189,8 @@ async fn let_in<R: Reviewer>(
 }
 
 /// Serves what an agent may ask for: its control channel. It opens no flows into the cluster, since it is there.
-async fn talk<R, IO>(services: &AgentServices<R>, mut lane: LaneServer<IO>) -> Result<(), LaneError>
+async fn talk<R>(services: &AgentServices<R>, mut lane: LaneServer) -> Result<(), LaneError>
 where
-    IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut tasks = JoinSet::new();
     let mut stopping = false;

@@ -1,13 +1,16 @@
 //! The shell around [`Sessions`]: keys from random bytes, tickets that notice the end of a lane, and a timer.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey};
+use tp_tunnel::carrier::{CarrierState, LaneHandle};
 
 use super::{Event, LaneId, SessionId, SessionLimits, Sessions};
 use crate::VERSION;
@@ -41,13 +44,37 @@ struct Shared {
     changed: Notify,
     random: SystemRandom,
     flow_limits: FlowLimits,
+    grace: Duration,
 }
 
 #[derive(Debug)]
 struct State {
     sessions: Sessions,
     budgets: HashMap<SessionId, Arc<Budget>>,
-    lanes: HashMap<LaneId, CancellationToken>,
+    lanes: HashMap<LaneId, OpenLane>,
+}
+
+#[derive(Debug)]
+struct OpenLane {
+    closed: CancellationToken,
+    /// There from the end of the handshake on.
+    handle: Option<LaneHandle>,
+}
+
+/// What becomes of a hello.
+#[derive(Debug)]
+pub enum Admitted {
+    /// A new lane.
+    New(Ticket),
+    /// A lane that is there gets another byte stream.
+    Resumed {
+        /// Its session.
+        session: SessionId,
+        /// The session's key, for the client.
+        key: SessionKey,
+        /// Takes the byte stream.
+        handle: LaneHandle,
+    },
 }
 
 /// What all lanes of a session share.
@@ -81,8 +108,13 @@ impl Hub {
     #[must_use]
     pub fn new(limits: SessionLimits, flow_limits: FlowLimits) -> Self {
         let state = State { sessions: Sessions::new(limits), budgets: HashMap::new(), lanes: HashMap::new() };
-        let shared =
-            Shared { state: Mutex::new(state), changed: Notify::new(), random: SystemRandom::new(), flow_limits };
+        let shared = Shared {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            random: SystemRandom::new(),
+            flow_limits,
+            grace: limits.grace,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -90,7 +122,7 @@ impl Hub {
     ///
     /// # Errors
     /// A [`Refusal`] for the client.
-    pub fn admit(&self, hello: &ClientHello) -> Result<Ticket, Refusal> {
+    pub fn admit(&self, hello: &ClientHello) -> Result<Admitted, Refusal> {
         let key = self
             .fresh_key()
             .ok_or_else(|| Refusal::new(RefusalCode::Unspecified, "the manager has no randomness", VERSION))?;
@@ -99,8 +131,14 @@ impl Hub {
             .sessions
             .admit(hello, key)
             .map_err(|error| Refusal::new(error.code(), &error.to_string(), VERSION))?;
+        if admission.resumed {
+            let handle = state.lanes.get(&admission.lane).and_then(|lane| lane.handle.clone()).ok_or_else(|| {
+                Refusal::new(RefusalCode::Unspecified, "the lane is being opened still; try again in a moment", VERSION)
+            })?;
+            return Ok(Admitted::Resumed { session: admission.session, key: admission.key, handle });
+        }
         let closed = CancellationToken::new();
-        state.lanes.insert(admission.lane, closed.clone());
+        state.lanes.insert(admission.lane, OpenLane { closed: closed.clone(), handle: None });
         let limits = self.shared.flow_limits;
         let budget = state.budgets.entry(admission.session.clone()).or_insert_with(|| {
             Arc::new(Budget {
@@ -118,7 +156,13 @@ impl Hub {
             hub: self.clone(),
         };
         state.react();
-        Ok(ticket)
+        Ok(Admitted::New(ticket))
+    }
+
+    /// How long a lane without byte stream is kept.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.shared.grace
     }
 
     /// Ends a session because its client said goodbye.
@@ -178,7 +222,7 @@ impl State {
     fn react(&mut self) {
         while let Some(event) = self.sessions.poll_event() {
             match event {
-                Event::LaneReplaced(lane) => self.close(lane),
+                Event::LaneReplaced(lane) | Event::LaneGivenUp(lane) => self.close(lane),
                 Event::Ended { session, lanes, why } => {
                     tracing::info!(%session, %why, "session ended");
                     self.budgets.remove(&session);
@@ -189,9 +233,34 @@ impl State {
     }
 
     fn close(&mut self, lane: LaneId) {
-        if let Some(closed) = self.lanes.remove(&lane) {
-            closed.cancel();
+        if let Some(lane) = self.lanes.remove(&lane) {
+            lane.closed.cancel();
         }
+    }
+}
+
+impl Ticket {
+    /// Lets clients bring the lane another byte stream.
+    pub fn resumable(&self, handle: &LaneHandle) {
+        if let Some(lane) = self.hub.lock().lanes.get_mut(&self.lane) {
+            lane.handle = Some(handle.clone());
+        }
+    }
+
+    /// Keeps the registry informed of whether the lane has a byte stream.
+    pub async fn watch(&self, handle: &LaneHandle) -> Infallible {
+        while let CarrierState::Lost(why) = handle.lost().await {
+            tracing::info!(session = %self.session, why, "lane lost its byte stream");
+            self.carried(Some(now()));
+            handle.attached().await;
+            self.carried(None);
+        }
+        std::future::pending().await
+    }
+
+    fn carried(&self, lost_at: Option<std::time::Instant>) {
+        self.hub.lock().sessions.on_lane_carried(self.lane, lost_at);
+        self.hub.shared.changed.notify_one();
     }
 }
 
@@ -212,9 +281,14 @@ fn now() -> std::time::Instant {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    fn new_lane(hub: &Hub, session: Option<&SessionKey>) -> Ticket {
+        match hub.admit(&hello(session)).unwrap() {
+            Admitted::New(ticket) => ticket,
+            Admitted::Resumed { session, .. } => panic!("a lane of {session} was resumed"),
+        }
+    }
 
     fn hub() -> Hub {
         let limits = SessionLimits { sessions: 4, lanes_per_session: 4, grace: Duration::from_secs(120) };
@@ -228,7 +302,7 @@ mod tests {
     #[tokio::test]
     async fn keys_are_long_and_never_the_same() {
         let hub = hub();
-        let (a, b) = (hub.admit(&hello(None)).unwrap(), hub.admit(&hello(None)).unwrap());
+        let (a, b) = (new_lane(&hub, None), new_lane(&hub, None));
         assert_eq!((a.key.id.len(), a.key.secret.len()), (18, 32));
         assert!(a.key.id != b.key.id && a.key.secret != b.key.secret);
     }
@@ -236,8 +310,8 @@ mod tests {
     #[tokio::test]
     async fn a_replaced_lane_is_told_to_close_and_the_budget_stays() {
         let hub = hub();
-        let first = hub.admit(&hello(None)).unwrap();
-        let again = hub.admit(&hello(Some(&first.key))).unwrap();
+        let first = new_lane(&hub, None);
+        let again = new_lane(&hub, Some(&first.key));
         assert!(first.closed.is_cancelled() && !again.closed.is_cancelled());
         assert!(Arc::ptr_eq(&first.budget, &again.budget));
     }
@@ -249,21 +323,21 @@ mod tests {
             let hub = hub.clone();
             async move { hub.run().await }
         });
-        let ticket = hub.admit(&hello(None)).unwrap();
+        let ticket = new_lane(&hub, None);
         let key = ticket.key.clone();
         drop(ticket);
         tokio::time::sleep(Duration::from_secs(119)).await;
         assert_eq!(hub.sessions(), 1);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(hub.sessions(), 0);
-        assert!(!hub.admit(&hello(Some(&key))).unwrap().rejoined);
+        assert!(!new_lane(&hub, Some(&key)).rejoined);
         timer.abort();
     }
 
     #[tokio::test]
     async fn goodbye_closes_all_lanes() {
         let hub = hub();
-        let ticket = hub.admit(&hello(None)).unwrap();
+        let ticket = new_lane(&hub, None);
         hub.goodbye(&ticket.session, "quit".into());
         assert!(ticket.closed.is_cancelled());
         assert_eq!(hub.sessions(), 0);

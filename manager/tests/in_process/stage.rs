@@ -108,7 +108,7 @@ impl Stage {
             // The tests see the same from their end.
             let _ = lane::serve(services, far).await;
         });
-        let Connected { welcome, lane, driver } = client::connect(near, &hello).await?;
+        let Connected { welcome, lane, driver, .. } = client::connect(near, &hello).await?;
         self.tasks.spawn(async move {
             let _ = driver.await;
         });

@@ -1,0 +1,112 @@
+//! Tunnels whose way to the API server is cut, frozen or slow: flows survive.
+
+use std::time::Duration;
+
+use tp_tests::docker::{self, Container, Spec};
+use tp_tests::test::{Scope, Test};
+use tp_tests::wait::until;
+
+/// Sends 40 MiB to the echo server in random pieces while it reads them back; fails at the first wrong byte.
+const ECHO: &str = r#"
+    use IO::Socket::INET; use IO::Select; use Digest::SHA;
+    my ($address, $total) = @ARGV;
+    my $s = IO::Socket::INET->new(PeerAddr => $address, Timeout => 10) or die "cannot connect: $!";
+    $s->blocking(0);
+    my ($sent, $received) = (Digest::SHA->new(256), Digest::SHA->new(256));
+    my ($out, $in, $pending) = (0, 0, "");
+    my $reads = IO::Select->new($s);
+    while ($in < $total) {
+        if ($out < $total && !length $pending) {
+            my $len = 1 + int rand 100_000;
+            $len = $total - $out if $len > $total - $out;
+            $pending = pack("L*", map { int rand 4294967295 } 1 .. $len / 4 + 1);
+            $pending = substr $pending, 0, $len;
+            $sent->add($pending);
+            $out += $len;
+        }
+        my ($readable, $writable) = IO::Select->select($reads, length $pending ? $reads : undef, undef, 30);
+        $readable or die "nothing moved for 30 s after $out bytes there and $in back";
+        if (@$writable) {
+            my $len = syswrite $s, $pending;
+            defined $len or $!{EAGAIN} or die "write: $!";
+            substr($pending, 0, $len // 0) = "";
+        }
+        if (@$readable) {
+            my $len = sysread $s, my $data, 262144;
+            defined $len or $!{EAGAIN} or die "read: $!";
+            die "the echo ended after $in bytes" if defined $len && !$len;
+            $received->add($data) if $len;
+            $in += $len // 0;
+        }
+    }
+    print $sent->hexdigest eq $received->hexdigest ? "whole\n" : "damaged\n";
+"#;
+
+/// How long a tunnel may take to work again once its way is back.
+const BACK_WITHIN: Duration = Duration::from_secs(10);
+
+/// A relay before the API server, and a connection through it.
+fn relayed(scope: &Scope<'_>) -> Container {
+    let (host, port) = scope.kubeconfig().server_address();
+    let (target, listen) = (format!("{host}:{port}"), format!("0.0.0.0:{port}"));
+    let relay = Spec::sample(["relay", "--listen", &listen, "--target", &target]).start();
+    let path = scope.kubeconfig().through(&relay.bridge_ip()).save(scope.home());
+    scope.tp(["connect"]).kubeconfig(&path).run().ok();
+    relay
+}
+
+fn reconnects(scope: &Scope<'_>) -> u64 {
+    scope.status()["connections"][0]["traffic"]["reconnects"].as_u64().expect("the status counts them")
+}
+
+#[test]
+fn flows_survive_the_loss_of_the_byte_stream_at_any_moment() {
+    const CUTS: u64 = 8;
+    let test = Test::beside_others();
+    let scope = test.scope();
+    let relay = relayed(&scope);
+    let client = scope.join(Spec::client());
+    let total = (40 << 20).to_string();
+    let echo = ["perl", "-e", ECHO, "echo:7", &total];
+    std::thread::scope(|threads| {
+        let flow = threads.spawn(|| client.exec(&echo, Duration::from_secs(100)));
+        for cut in 0..CUTS {
+            docker::kill(relay.id(), "SIGUSR1");
+            until(BACK_WITHIN, "the tunnel to be back", || {
+                let status = scope.status();
+                let is_back = status["connections"][0]["state"] == "connected" && reconnects(&scope) > cut;
+                if is_back { Ok(()) } else { Err(status.to_string()) }
+            });
+        }
+        let outcome = flow.join().expect("the flow is not at fault");
+        assert_eq!(outcome.exits(0).stdout, "whole\n");
+    });
+    // What is opened while there is no way waits for it.
+    docker::kill(relay.id(), "SIGUSR1");
+    client.sh("curl -sS --max-time 10 http://web/").ok();
+    drop(client);
+    scope.tp(["quit"]).run().ok();
+    scope.leaves_nothing_within(Duration::from_secs(1));
+}
+
+#[test]
+fn frozen_way_to_the_api_server_is_waited_for() {
+    const FROZEN: Duration = Duration::from_secs(7);
+    let test = Test::beside_others();
+    let scope = test.scope();
+    let relay = relayed(&scope);
+    let client = scope.join(Spec::client());
+    std::thread::scope(|threads| {
+        const SESSION: &str = "exec 3<>/dev/tcp/echo/7; for n in 1 2 3 4 5 6 7 8 9; do echo $n >&3; read -r -t 20 line <&3; \
+                               echo $line; sleep 1; done";
+        let flow = threads.spawn(|| client.exec(&["bash", "-c", SESSION], Duration::from_secs(60)));
+        docker::pause(relay.id());
+        // Time that passes is what this is about.
+        std::thread::sleep(FROZEN);
+        docker::resume(relay.id());
+        client.sh("curl -sS --max-time 10 http://web/").within(BACK_WITHIN).ok();
+        assert_eq!(flow.join().expect("the flow is not at fault").exits(0).stdout, "1\n2\n3\n4\n5\n6\n7\n8\n9\n");
+    });
+    drop(client);
+    scope.tp(["quit"]).run().ok();
+}

@@ -156,6 +156,7 @@ save_logs() {
 end_to_end() {
   check 'build' tests/build.sh || return
   check 'binaries are static' are_static
+  check 'reference pages' tests/docs.sh --check
   check 'images' tests/images.sh || return
   trap 'bring_down >/dev/null 2>&1' EXIT
   bring_down >/dev/null 2>&1

@@ -18,9 +18,16 @@ pub const MAX_ERROR_MESSAGE_BYTES: usize = 512;
 /// Flows that one lane may hold open at once (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113 section 6.5.2).
 pub const MAX_STREAMS_PER_LANE: u32 = 32_768;
 
-/// Flow-control window of one stream, and so what a reader that stands still makes us buffer. At 1 ms of round-trip time
-/// one flow can carry 4 Gbit/s.
+/// Flow-control window of one stream while there are few, and so what a reader that stands still makes us buffer. At 10 ms
+/// of round-trip time one flow can carry 3.3 Gbit/s.
 pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
+/// Flows of a lane that may have that window. With each doubling beyond it is a quarter, so that flows which fill theirs one
+/// after the other hold at most 12 of the largest together; and never less than the next constant.
+pub const STREAM_WINDOW_FLOWS: usize = 8;
+
+/// Smallest flow-control window of one stream.
+pub const STREAM_WINDOW_MIN_BYTES: u32 = 64 << 10;
 
 /// Flow-control window of one lane: the largest there is (RFC 9113 section 6.9.1), so that flows whose readers stand still
 /// never use up what the others need. Each stream's own window bounds the memory.

@@ -101,7 +101,7 @@ fn frozen_way_to_the_api_server_is_waited_for() {
                                echo $line; sleep 1; done";
         let flow = threads.spawn(|| client.exec(&["bash", "-c", SESSION], Duration::from_secs(60)));
         docker::pause(relay.id());
-        // Time that passes is what this is about.
+        #[expect(clippy::disallowed_methods, reason = "the time that passes is what this is about")]
         std::thread::sleep(FROZEN);
         docker::resume(relay.id());
         client.sh("curl -sS --max-time 10 http://web/").within(BACK_WITHIN).ok();

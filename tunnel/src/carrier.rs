@@ -274,7 +274,9 @@ impl Lane {
         let Some(carrier) = &mut self.carrier else { return Poll::Pending };
         self.inbox.reserve(READ_BYTES);
         let read = match poll_read_buf(Pin::new(carrier), cx, &mut self.inbox) {
-            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the other end"))),
+            Poll::Ready(Ok(0)) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the other end")))
+            }
             other => other,
         };
         ready!(self.survive(state, read));

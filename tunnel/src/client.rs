@@ -1,5 +1,6 @@
 //! The end of a lane that opens flows: a workstation's daemon, or a traffic agent.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::error::{FlowError, FlowOpenError, LaneError};
 use crate::flow::{Flow, read_to_end};
 use crate::handshake;
 use crate::server::{CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI};
+use crate::window::{FlowCount, Windows};
 
 /// How long a stream that was reset is remembered, so that frames still under way to it are no error.
 const RESET_MEMORY: Duration = Duration::from_secs(10);
@@ -25,6 +27,7 @@ const RESET_MEMORY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Lane {
     requests: SendRequest<Bytes>,
+    flows: FlowCount,
 }
 
 /// Drives the lane. Nothing moves unless it is polled; it ends with the lane.
@@ -78,7 +81,7 @@ impl Admitted {
     /// Why it could not be made.
     pub async fn start(self) -> Result<Connected, LaneError> {
         let (stream, handle) = LaneStream::new(self.io, self.welcome.resume_grace_ms > 0);
-        let (requests, connection) = Builder::new()
+        let (requests, mut connection) = Builder::new()
             .initial_window_size(limits::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
             .max_frame_size(limits::MAX_FRAME_BYTES)
@@ -90,8 +93,13 @@ impl Admitted {
             .enable_push(false)
             .handshake(stream)
             .await?;
-        let driver = Box::pin(async move { Ok(connection.await?) });
-        Ok(Connected { welcome: self.welcome, lane: Lane { requests }, driver, handle })
+        let flows = FlowCount::default();
+        let mut windows = Windows::new(flows.clone());
+        let driver = Box::pin(poll_fn(move |cx| {
+            windows.tune(|bytes| connection.set_initial_window_size(bytes));
+            Pin::new(&mut connection).poll(cx).map_err(LaneError::from)
+        }));
+        Ok(Connected { welcome: self.welcome, lane: Lane { requests, flows }, driver, handle })
     }
 
     /// Carries the lane of `handle` over to this byte stream, when the manager still has its end of it
@@ -119,7 +127,7 @@ impl Lane {
         }
         let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
         let recv = check(response.await?)?;
-        Ok(Flow::new(send, recv))
+        Ok(Flow::new(send, recv, Some(self.flows.count())))
     }
 
     /// Asks the cluster's DNS. `query` and the answer are DNS messages (RFC 1035).

@@ -31,7 +31,7 @@ pub struct ControlReceiver {
 
 impl Control {
     pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        let (sender, receiver) = Flow::new(send, recv).split();
+        let (sender, receiver) = Flow::new(send, recv, None).split();
         Self {
             sender: ControlSender { flow: sender },
             receiver: ControlReceiver { flow: receiver, inbox: BytesMut::new() },

@@ -9,6 +9,7 @@ use http::HeaderMap;
 use tp_protocol::open::OpenRefused;
 
 use crate::error::FlowError;
+use crate::window::Counted;
 
 /// Both directions of a flow. Dropping it before both have ended cancels the stream.
 #[derive(Debug)]
@@ -27,11 +28,13 @@ pub struct FlowSender {
 #[derive(Debug)]
 pub struct FlowReceiver {
     stream: RecvStream,
+    _counted: Option<Counted>,
 }
 
 impl Flow {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { sender: FlowSender { stream: send }, receiver: FlowReceiver { stream: recv } }
+    /// A flow that counts among those that share the lane's windows, or one that does not.
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, counted: Option<Counted>) -> Self {
+        Self { sender: FlowSender { stream: send }, receiver: FlowReceiver { stream: recv, _counted: counted } }
     }
 
     /// Separates the directions, which end independently (half-close).

@@ -12,3 +12,4 @@ pub mod flow;
 mod handshake;
 pub mod relay;
 pub mod server;
+mod window;

@@ -18,6 +18,7 @@ use crate::control::Control;
 use crate::error::{FlowError, LaneError};
 use crate::flow::{Flow, read_to_end};
 use crate::handshake;
+use crate::window::{Counted, FlowCount, Windows};
 
 /// Target of a DNS query (RFC 8484).
 pub(crate) const DNS_URI: &str = "https://tp-manager/dns-query";
@@ -42,6 +43,8 @@ pub struct Pending {
 pub struct LaneServer {
     connection: Connection<LaneStream, Bytes>,
     handle: LaneHandle,
+    flows: FlowCount,
+    windows: Windows,
 }
 
 /// What the client asks for on a new stream.
@@ -60,6 +63,7 @@ pub enum Incoming {
 pub struct Responder {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    counted: Counted,
 }
 
 /// A DNS query whose message is still to be read.
@@ -118,7 +122,8 @@ impl Pending {
         let connection = tokio::time::timeout(handshake::HELLO_TIMEOUT, handshake)
             .await
             .map_err(|_| LaneError::TimedOut(handshake::HELLO_TIMEOUT))??;
-        Ok(LaneServer { connection, handle })
+        let flows = FlowCount::default();
+        Ok(LaneServer { connection, handle, windows: Windows::new(flows.clone()), flows })
     }
 
     /// Carries the lane of `handle` over to this byte stream. The client said in its hello how much it has received, and
@@ -149,11 +154,15 @@ impl LaneServer {
     /// [`LaneError`] when the lane is lost.
     pub async fn next(&mut self) -> Option<Result<Incoming, LaneError>> {
         loop {
-            let (request, respond) = match self.connection.accept().await? {
+            let accepted = poll_fn(|cx| {
+                self.windows.tune(|bytes| self.connection.set_initial_window_size(bytes));
+                self.connection.poll_accept(cx)
+            });
+            let (request, respond) = match accepted.await? {
                 Ok(accepted) => accepted,
                 Err(error) => return Some(Err(error.into())),
             };
-            if let Some(incoming) = classify(request, respond) {
+            if let Some(incoming) = classify(request, respond, &self.flows) {
                 return Some(Ok(incoming));
             }
         }
@@ -166,12 +175,12 @@ impl LaneServer {
 }
 
 /// Sorts a request; one that is not of this protocol is answered here.
-fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<Incoming> {
+fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, flows: &FlowCount) -> Option<Incoming> {
     let (parts, recv) = request.into_parts();
     let refused = match (&parts.method, parts.uri.path()) {
         (&Method::CONNECT, _) => match Open::from_parts(&parts) {
             Ok(open) if open.transport == Transport::Tcp || is_udp(&parts) => {
-                return Some(Incoming::Open(open, Responder { respond, recv }));
+                return Some(Incoming::Open(open, Responder { respond, recv, counted: flows.count() }));
             }
             Ok(_) => OpenRefused::new(ErrorClass::Failed, "unknown :protocol"),
             Err(error) => OpenRefused::new(ErrorClass::Failed, error.to_string()),
@@ -206,7 +215,7 @@ impl Responder {
     /// [`FlowError::Cancelled`] when the client has given up meanwhile.
     pub fn accept(mut self) -> Result<Flow, FlowError> {
         let send = self.respond.send_response(Response::new(()), false)?;
-        Ok(Flow::new(send, self.recv))
+        Ok(Flow::new(send, self.recv, Some(self.counted)))
     }
 
     /// Says why the far end was not reached.

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +13,7 @@ use tp_protocol::control::{FromManager, Ping, ToManager, from_manager, to_manage
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
+use tp_protocol::limits::{STREAM_WINDOW_BYTES, STREAM_WINDOW_MIN_BYTES};
 use tp_protocol::open::{Host, Open, OpenRefused, Transport};
 use tp_tunnel::client::{self, Lane};
 use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
@@ -196,6 +199,48 @@ async fn flows_that_nobody_reads_do_not_stop_the_others() {
     for (_, writer) in stalled {
         writer.abort();
     }
+}
+
+#[tokio::test]
+async fn memory_that_stalled_flows_hold_is_bounded() {
+    const FLOWS: usize = 1000;
+    let (listener, addr) = listener().await;
+    let (near, far) = tokio::io::duplex(256 << 10);
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let manager = async move {
+        let mut lane = server::accept(far).await.unwrap().welcome(Welcome::default()).await.unwrap();
+        while let Some(Ok(Incoming::Open(_, responder))) = lane.next().await {
+            let sent = counted.clone();
+            tokio::spawn(async move {
+                let (mut sender, _receiver) = responder.accept().unwrap().split();
+                while let Ok(len) = sender.capacity(16 << 10).await {
+                    sender.send(vec![7; len].into()).unwrap();
+                    sent.fetch_add(len, Ordering::Relaxed);
+                }
+            });
+        }
+    };
+    drop(listener);
+    tokio::spawn(manager);
+    let connected = client::connect(near, &ClientHello::new("0.1.0", "test")).await.unwrap();
+    tokio::spawn(connected.driver);
+    let mut stalled = Vec::new();
+    for _ in 0..FLOWS {
+        stalled.push(open(&connected.lane, Transport::Tcp, addr).await);
+    }
+    let settled = async {
+        let mut before = 0;
+        while before == 0 || sent.load(Ordering::Relaxed) != before {
+            before = sent.load(Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        before
+    };
+    let sent = tokio::time::timeout(Duration::from_secs(20), settled).await.unwrap();
+    // What was in the windows while they were wide, and what fits into the narrow ones.
+    let most = 12 * STREAM_WINDOW_BYTES as usize + FLOWS * STREAM_WINDOW_MIN_BYTES as usize;
+    assert!(sent <= most, "{} MiB", sent >> 20);
 }
 
 #[tokio::test]

@@ -18,9 +18,9 @@ use tp_protocol::control::{FromManager, Goodbye, Ping, ToManager};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
 use tp_protocol::open::OpenRefused;
+use tp_tunnel::carrier::Carrier;
 use tp_tunnel::control::Control;
 use tp_tunnel::error::{FlowError, LaneError};
-use tp_tunnel::carrier::Carrier;
 use tp_tunnel::server::{self, Incoming, LaneServer};
 
 use super::review::Reviewer;

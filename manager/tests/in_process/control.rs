@@ -75,12 +75,11 @@ async fn goodbye_ends_the_session_and_its_lanes() {
     let mut stage = Stage::new();
     let client = stage.client().await;
     let other = stage.join(1, &client.session()).await.unwrap();
-    let (mut sender, mut receiver) = client.lane.control().await.unwrap().split();
-    let (_other_sender, mut other_receiver) = other.lane.control().await.unwrap().split();
+    let (mut sender, _receiver) = client.lane.control().await.unwrap().split();
     let goodbye = to_manager::Kind::Goodbye(Goodbye { reason: "quit".into() });
     sender.send(&ToManager::from(goodbye)).await.unwrap();
-    while let Some(Ok(_)) = soon(receiver.recv::<FromManager>()).await {}
-    while let Some(Ok(_)) = soon(other_receiver.recv::<FromManager>()).await {}
+    client.is_turned_out().await;
+    other.is_turned_out().await;
     assert_eq!(stage.services.hub.sessions(), 0);
     assert!(!stage.join(0, &client.session()).await.unwrap().welcome.rejoined);
 }

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tp_manager::policy::{Loopback, Policy};
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::error_class::ErrorClass;
+use tp_protocol::hello::ClientHello;
 use tp_protocol::open::{Host, Open, Transport};
 use tp_tunnel::error::{FlowError, FlowOpenError};
 use tp_tunnel::flow::{Flow, FlowReceiver};
@@ -52,6 +53,31 @@ async fn read_all(receiver: &mut FlowReceiver) -> Result<BytesMut, FlowError> {
         all.extend_from_slice(&data);
     }
     Ok(all)
+}
+
+#[tokio::test]
+async fn flows_go_on_on_another_byte_stream() {
+    let mut stage = Stage::new();
+    let (listener, dst) = listener().await;
+    let client = stage.client().await;
+    let (mut sender, mut receiver) = tcp(&client, dst).await.unwrap().split();
+    let (mut socket, _) = soon(listener.accept()).await.unwrap();
+    let mut heard = [0; 6];
+    for word in [b"before", b"after1", b"after2"] {
+        // One word is under way each way when the byte stream is cut.
+        sender.send_all(Bytes::from_static(word)).await.unwrap();
+        socket.write_all(word).await.unwrap();
+        let resume_received = Some(client.handle.detach("cut"));
+        let hello =
+            ClientHello { session: Some(client.session()), resume_received, ..ClientHello::new("0.1.0", "demo") };
+        let welcome = stage.say_hello(&hello).await.unwrap().resume(&client.handle).unwrap();
+        assert!(welcome.rejoined && welcome.resume_received.is_some());
+        soon(socket.read_exact(&mut heard)).await.unwrap();
+        assert_eq!(&heard, word);
+        let echoed = soon(receiver.data()).await.unwrap().unwrap();
+        assert_eq!(echoed, &word[..]);
+        receiver.release(echoed.len());
+    }
 }
 
 #[tokio::test]

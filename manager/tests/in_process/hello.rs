@@ -3,7 +3,7 @@
 use tp_protocol::hello::{AgentIdentity, ClientHello, RefusalCode, SessionKey};
 use tp_tunnel::error::LaneError;
 
-use crate::stage::{Client, Stage, soon};
+use crate::stage::{Client, Stage};
 
 #[track_caller]
 fn refused(outcome: Result<Client, LaneError>) -> (RefusalCode, String) {
@@ -75,9 +75,8 @@ async fn nobody_is_let_in_while_the_manager_stops() {
 async fn a_lane_that_comes_again_takes_the_place_of_the_old_one() {
     let mut stage = Stage::new();
     let old = stage.client().await;
-    let (_sender, mut receiver) = old.lane.control().await.unwrap().split();
     let new = stage.join(0, &old.session()).await.unwrap();
     assert!(new.welcome.rejoined);
-    while let Some(Ok(_)) = soon(receiver.recv::<tp_protocol::control::FromManager>()).await {}
+    old.is_turned_out().await;
     assert_eq!(stage.services.hub.sessions(), 1);
 }

@@ -20,6 +20,7 @@ use tp_manager::session::SessionLimits;
 use tp_manager::session::hub::{FlowLimits, Hub};
 use tp_protocol::control::ClusterInfo;
 use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
+use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{self, Connected, Lane};
 use tp_tunnel::error::LaneError;
 
@@ -49,6 +50,7 @@ pub(crate) struct Stage {
 pub(crate) struct Client {
     pub(crate) welcome: Welcome,
     pub(crate) lane: Lane,
+    pub(crate) handle: LaneHandle,
 }
 
 impl Stage {
@@ -102,17 +104,22 @@ impl Stage {
 
     /// Connects with any hello.
     pub(crate) async fn connect(&mut self, hello: ClientHello) -> Result<Client, LaneError> {
+        let Connected { welcome, lane, driver, handle } = self.say_hello(&hello).await?.start().await?;
+        self.tasks.spawn(async move {
+            let _ = driver.await;
+        });
+        Ok(Client { welcome, lane, handle })
+    }
+
+    /// Says hello on a new byte stream.
+    pub(crate) async fn say_hello(&mut self, hello: &ClientHello) -> Result<client::Admitted, LaneError> {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let services = self.services.clone();
         self.tasks.spawn(async move {
             // The tests see the same from their end.
             let _ = lane::serve(services, far).await;
         });
-        let Connected { welcome, lane, driver, .. } = client::connect(near, &hello).await?;
-        self.tasks.spawn(async move {
-            let _ = driver.await;
-        });
-        Ok(Client { welcome, lane })
+        client::say_hello(near, hello).await
     }
 }
 
@@ -120,6 +127,12 @@ impl Client {
     /// The key of the client's session.
     pub(crate) fn session(&self) -> SessionKey {
         self.welcome.session.clone().unwrap()
+    }
+
+    /// Waits until the manager has closed the byte stream, and gives the lane up.
+    pub(crate) async fn is_turned_out(&self) {
+        assert!(matches!(soon(self.handle.lost()).await, CarrierState::Lost(_)));
+        self.handle.fail("turned out");
     }
 }
 

@@ -284,6 +284,9 @@ pub(crate) struct Status {
     /// Whether the connection ends with the CLI that made it.
     #[prost(bool, tag = "28")]
     pub(crate) held: bool,
+    /// Subnets that are never routed into the tunnel, CIDR: those of the setting `never-proxy`.
+    #[prost(string, repeated, tag = "29")]
+    pub(crate) excluded_subnets: Vec<String>,
 }
 
 /// Whether the tunnel to the manager is up.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Result};
-use value::{ConnectionName, HumanDuration, LogLevel, Namespace};
+use value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 
 /// Where the manager is installed unless a setting says otherwise.
 pub(crate) const DEFAULT_MANAGER_NAMESPACE: &str = "tp-system";
@@ -41,6 +41,18 @@ pub(crate) struct Layer {
     /// Docker networks that the daemon container joins, so that the containers there are neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) networks: Option<Vec<String>>,
+    /// Subnets that are reached through the cluster as well, such as those of its databases.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) also_proxy: Option<Vec<Subnet>>,
+    /// Subnets that are never reached through the cluster; of two that overlap, the more specific one counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) never_proxy: Option<Vec<Subnet>>,
+    /// Domains whose names the cluster's DNS resolves, beside the cluster's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dns_include: Option<Vec<Domain>>,
+    /// Domains whose names the cluster's DNS is never asked for; the more specific one counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dns_exclude: Option<Vec<Domain>>,
     /// Ends a detached connection that was idle for this long; zero: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_limit: Option<HumanDuration>,
@@ -56,8 +68,20 @@ pub(crate) struct Layer {
 }
 
 /// All keys of a [`Layer`].
-pub(crate) const KEYS: [&str; 8] =
-    ["manager-namespace", "namespace", "name", "networks", "idle-limit", "log-level", "connect-timeout", "docker"];
+pub(crate) const KEYS: [&str; 12] = [
+    "manager-namespace",
+    "namespace",
+    "name",
+    "networks",
+    "also-proxy",
+    "never-proxy",
+    "dns-include",
+    "dns-exclude",
+    "idle-limit",
+    "log-level",
+    "connect-timeout",
+    "docker",
+];
 
 impl Layer {
     /// Reads the chart's client settings. A newer chart may know more keys than this release: those are skipped.
@@ -79,6 +103,12 @@ impl Layer {
             let Some(value) = value else { return Ok(None) };
             value.parse().map(Some).map_err(|e| CliError::usage(format!("the variable {}: {e}", variable(key))))
         }
+        fn list<T: std::str::FromStr<Err = String>>(key: &str, value: Option<String>) -> Result<Option<Vec<T>>> {
+            let Some(value) = value else { return Ok(None) };
+            let items = value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::parse);
+            let items: std::result::Result<Vec<T>, String> = items.collect();
+            items.map(Some).map_err(|e| CliError::usage(format!("the variable {}: {e}", variable(key))))
+        }
         let var = |key: &str| var(&variable(key)).filter(|value| !value.is_empty());
         Ok(Self {
             manager_namespace: parse("manager-namespace", var("manager-namespace"))?,
@@ -86,6 +116,10 @@ impl Layer {
             name: parse("name", var("name"))?,
             networks: var("networks")
                 .map(|list| list.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()),
+            also_proxy: list("also-proxy", var("also-proxy"))?,
+            never_proxy: list("never-proxy", var("never-proxy"))?,
+            dns_include: list("dns-include", var("dns-include"))?,
+            dns_exclude: list("dns-exclude", var("dns-exclude"))?,
             idle_limit: parse("idle-limit", var("idle-limit"))?,
             log_level: parse("log-level", var("log-level"))?,
             connect_timeout: parse("connect-timeout", var("connect-timeout"))?,
@@ -101,6 +135,10 @@ impl Layer {
             namespace: self.namespace.or(weaker.namespace),
             name: self.name.or(weaker.name),
             networks: self.networks.or(weaker.networks),
+            also_proxy: self.also_proxy.or(weaker.also_proxy),
+            never_proxy: self.never_proxy.or(weaker.never_proxy),
+            dns_include: self.dns_include.or(weaker.dns_include),
+            dns_exclude: self.dns_exclude.or(weaker.dns_exclude),
             idle_limit: self.idle_limit.or(weaker.idle_limit),
             log_level: self.log_level.or(weaker.log_level),
             connect_timeout: self.connect_timeout.or(weaker.connect_timeout),
@@ -204,6 +242,10 @@ impl Sources {
             namespace: self.strongest(namespace(DEFAULT_NAMESPACE), |l| l.namespace.clone()),
             name: self.strongest(ConnectionName::from_text(""), |l| l.name.clone()),
             networks: self.strongest(Vec::new(), |l| l.networks.clone()),
+            also_proxy: self.strongest(Vec::new(), |l| l.also_proxy.clone()),
+            never_proxy: self.strongest(Vec::new(), |l| l.never_proxy.clone()),
+            dns_include: self.strongest(Vec::new(), |l| l.dns_include.clone()),
+            dns_exclude: self.strongest(Vec::new(), |l| l.dns_exclude.clone()),
             idle_limit: self.strongest(DEFAULT_IDLE_LIMIT, |l| l.idle_limit),
             log_level: self.strongest(LogLevel::Info, |l| l.log_level),
             connect_timeout: self.strongest(DEFAULT_CONNECT_TIMEOUT, |l| l.connect_timeout),
@@ -223,6 +265,14 @@ pub(crate) struct Settings {
     pub(crate) name: Sourced<ConnectionName>,
     /// Docker networks that the daemon container joins.
     pub(crate) networks: Sourced<Vec<String>>,
+    /// Subnets that are reached through the cluster as well.
+    pub(crate) also_proxy: Sourced<Vec<Subnet>>,
+    /// Subnets that are never reached through the cluster.
+    pub(crate) never_proxy: Sourced<Vec<Subnet>>,
+    /// Domains whose names the cluster's DNS resolves.
+    pub(crate) dns_include: Sourced<Vec<Domain>>,
+    /// Domains whose names the cluster's DNS is never asked for.
+    pub(crate) dns_exclude: Sourced<Vec<Domain>>,
     /// Ends a detached connection that was idle for this long; zero: never.
     pub(crate) idle_limit: Sourced<HumanDuration>,
     /// How much the daemon logs.
@@ -245,6 +295,10 @@ impl Settings {
             entry("namespace", &self.namespace),
             entry("name", &self.name),
             entry("networks", &self.networks),
+            entry("also-proxy", &self.also_proxy),
+            entry("never-proxy", &self.never_proxy),
+            entry("dns-include", &self.dns_include),
+            entry("dns-exclude", &self.dns_exclude),
             entry("idle-limit", &self.idle_limit),
             entry("log-level", &self.log_level),
             entry("connect-timeout", &self.connect_timeout),
@@ -300,6 +354,7 @@ mod tests {
         let vars = |name: &str| match name {
             "TP_NETWORKS" => Some("a, b,,".to_owned()),
             "TP_IDLE_LIMIT" => Some("90m".to_owned()),
+            "TP_ALSO_PROXY" => Some("10.9.0.0/16, 10.8.0.1".to_owned()),
             "TP_NAMESPACE" => Some(String::new()),
             _ => None,
         };
@@ -307,6 +362,10 @@ mod tests {
         assert_eq!(layer.networks, Some(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(layer.idle_limit, Some(HumanDuration::from_secs(5400)));
         assert_eq!(layer.namespace, None);
+        assert_eq!(
+            layer.also_proxy.unwrap().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.9.0.0/16", "10.8.0.1/32"]
+        );
 
         let error = Layer::from_env(|name| (name == "TP_IDLE_LIMIT").then(|| "soon".to_owned())).unwrap_err();
         assert_eq!(error.exit_code(), 2);

@@ -48,7 +48,6 @@ use self::lifetime::{End, Lifetime};
 use self::tun::Tun;
 use self::tunnel::Tunnel;
 use crate::attach::{Connect, Failure, Status, TunnelState};
-use crate::config::Layer;
 
 /// The device of the container's own network namespace. Others belong to holder containers.
 const OWN_TUN: TunId = TunId(0);
@@ -214,10 +213,7 @@ impl Daemon {
 
     /// Starts the tasks of a connection: the packets and the lanes.
     fn start(self: &Rc<Self>, connection: Rc<Connection>, live: Option<Live>) {
-        let settings = Layer::from_chart(connection.user_settings())
-            .unwrap_or_default()
-            .over(Layer::from_chart(&connection.chart_settings()).unwrap_or_default());
-        let idle_limit = settings.idle_limit.unwrap_or(crate::config::DEFAULT_IDLE_LIMIT).as_duration();
+        let idle_limit = connection.settings().idle_limit.unwrap_or(crate::config::DEFAULT_IDLE_LIMIT).as_duration();
         self.change_lifetime(|life| life.set_idle_limit((!idle_limit.is_zero()).then_some(idle_limit)));
         let tun = self.tun.borrow_mut().take().expect("one connection in the life of a daemon");
         let packets = Rc::clone(connection.flows());

@@ -94,3 +94,17 @@ fn connected_namespace_decides_what_short_names_mean() {
     drop(client);
     scope.tp(["quit"]).run().ok();
 }
+
+#[test]
+fn domains_are_taken_from_the_clusters_dns_and_given_back() {
+    let test = Test::beside_others();
+    let scope = test.scope();
+    let excluded = ["--dns-exclude", "svc.cluster.local", "--dns-include", "shop.svc.cluster.local"];
+    scope.tp(["connect"].into_iter().chain(excluded)).run().ok();
+    let client = scope.join(tp_tests::docker::Spec::client());
+    let ip = kubectl::service_ip("shop", "web");
+    assert_eq!(client.sh("dig +short web.shop.svc.cluster.local").ok(), ip);
+    assert_eq!(client.sh("dig +short +time=3 +tries=1 web.default.svc.cluster.local").stdout, "");
+    drop(client);
+    scope.tp(["quit"]).run().ok();
+}

@@ -1,5 +1,6 @@
 //! TCP, UDP and HTTP from a joined container to the cluster, and to everything else.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -321,5 +322,26 @@ fn names_outside_the_cluster_keep_working_beside_those_of_it() {
     assert_eq!(get("http://beside:8080/")["name"], "neighbour");
     assert_eq!(get("http://web.default/")["name"], "web");
     drop((client, neighbour));
+    scope.tp(["quit"]).run().ok();
+}
+
+#[test]
+fn subnets_outside_the_cluster_are_reached_through_it_and_its_own_are_not_when_told_so() {
+    let test = Test::beside_others();
+    let neighbour = Spec::sample(["serve", "--name", "neighbour"]).start();
+    let address = neighbour.bridge_ip();
+    let web = kubectl::service_ip("default", "web");
+    let scope = test.scope();
+    scope.tp(["connect", "--also-proxy", &address, "--never-proxy", &web]).run().ok();
+    let client = scope.join(Spec::client());
+    let report = client.sh(&format!("curl -sS --max-time 10 http://{address}:8080/")).json();
+    assert_eq!(report["name"], "neighbour");
+    let peer = report["peer"].as_str().and_then(|peer| peer.parse::<SocketAddr>().ok()).expect("an address");
+    let own = client.sh("hostname -i").ok();
+    assert!(!own.split_whitespace().any(|ip| ip == peer.ip().to_string()), "the cluster made the connection: {report}");
+    let never = client.sh(&format!("ip route get {web}")).ok();
+    assert!(!never.contains("tp0"), "{never}");
+    scope.tp(["status"]).run().exits(0).says(&["Also:", &address, "Never:", &web]);
+    drop(client);
     scope.tp(["quit"]).run().ok();
 }

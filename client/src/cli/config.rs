@@ -31,9 +31,9 @@ enum ConfigCommand {
 /// (in ~/.config/tp, or where TP_CONFIG or --config says), the extension `tp` of the cluster in the kubeconfig, variables
 /// TP_* (TP_IDLE_LIMIT for `idle-limit`), flags.
 ///
-/// The keys: manager-namespace, namespace, name, networks (Docker networks that the connection joins), idle-limit,
-/// log-level (error, warn, info, debug, trace), connect-timeout, docker (the docker or podman CLI for the user's own
-/// containers). Durations read 60s, 12h.
+/// The keys: manager-namespace, namespace, name, networks (Docker networks that the connection joins), also-proxy,
+/// never-proxy (subnets), dns-include, dns-exclude (domains), idle-limit, log-level (error, warn, info, debug, trace),
+/// connect-timeout, docker (the docker or podman CLI for the user's own containers). Durations read 60s, 12h.
 #[derive(clap::Args, Debug)]
 struct ViewArgs {
     /// How to print: text (YAML, the sources as comments), json or yaml (both with the source of each value)

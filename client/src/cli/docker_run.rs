@@ -11,11 +11,11 @@ use std::ffi::OsString;
 use super::publish::Wishes;
 use super::select::{by_name, only};
 use super::session::{self, Invocation, Lifetime, Naming, Plan};
-use super::setup::{CommonArgs, KubeArgs, Setup, VerbosityArgs, load};
+use super::setup::{CommonArgs, KubeArgs, Setup, VerbosityArgs, given, load};
 use super::signals::Signals;
 use crate::attach::{Empty, request};
 use crate::config::Layer;
-use crate::config::value::{ConnectionName, HumanDuration, LogLevel, Namespace};
+use crate::config::value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 use crate::docker::Engine;
 use crate::docker::connections::Connection;
 use crate::docker::daemon::Publish;
@@ -77,6 +77,18 @@ struct OwnArgs {
     /// Find the traffic manager in this namespace [default: tp-system]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
     manager_namespace: Option<Namespace>,
+    /// Reach this subnet through the cluster as well
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
+    also_proxy: Vec<Subnet>,
+    /// Never reach this subnet through the cluster; the more specific one counts
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
+    never_proxy: Vec<Subnet>,
+    /// Have the cluster's DNS resolve the names of this domain as well
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
+    dns_include: Vec<Domain>,
+    /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
+    dns_exclude: Vec<Domain>,
     /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<HumanDuration>,
@@ -102,6 +114,10 @@ impl OwnArgs {
         Layer {
             namespace: self.namespace.clone(),
             manager_namespace: self.manager_namespace.clone(),
+            also_proxy: given(&self.also_proxy),
+            never_proxy: given(&self.never_proxy),
+            dns_include: given(&self.dns_include),
+            dns_exclude: given(&self.dns_exclude),
             connect_timeout: self.connect_timeout,
             idle_limit: self.idle_limit,
             log_level: self.log_level,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::file::{Place, read};
-use crate::config::value::{ConnectionName, HumanDuration, LogLevel, Namespace};
+use crate::config::value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 use crate::config::{Layer, Settings, Source, Sources};
 use crate::error::Result;
 use crate::kubeconfig::{Kubeconfig, Selected};
@@ -46,6 +46,18 @@ pub(super) struct SettingArgs {
     /// Find the traffic manager in this namespace [default: tp-system]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
     pub(super) manager_namespace: Option<Namespace>,
+    /// Reach this subnet through the cluster as well
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
+    pub(super) also_proxy: Vec<Subnet>,
+    /// Never reach this subnet through the cluster; the more specific one counts
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
+    pub(super) never_proxy: Vec<Subnet>,
+    /// Have the cluster's DNS resolve the names of this domain as well
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
+    pub(super) dns_include: Vec<Domain>,
+    /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
+    pub(super) dns_exclude: Vec<Domain>,
     /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
     pub(super) connect_timeout: Option<HumanDuration>,
@@ -63,12 +75,21 @@ impl SettingArgs {
         Layer {
             namespace: self.namespace.clone(),
             manager_namespace: self.manager_namespace.clone(),
+            also_proxy: given(&self.also_proxy),
+            never_proxy: given(&self.never_proxy),
+            dns_include: given(&self.dns_include),
+            dns_exclude: given(&self.dns_exclude),
             connect_timeout: self.connect_timeout,
             idle_limit: self.idle_limit,
             log_level: self.log_level,
             ..Layer::default()
         }
     }
+}
+
+/// A list that was given by a flag.
+pub(super) fn given<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    (!list.is_empty()).then(|| list.to_vec())
 }
 
 /// The settings in force, and the context they are for.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Longest name of a connection: `tp-NAME` is also the container's host name, and labels end at 63 (RFC 1035).
@@ -189,6 +190,54 @@ impl From<HumanDuration> for String {
     }
 }
 
+/// A subnet, without the bits of a host in it; or a single address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Subnet(pub(crate) IpNet);
+
+impl FromStr for Subnet {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let net = s.parse::<IpNet>().or_else(|_| s.parse::<std::net::IpAddr>().map(IpNet::from));
+        match net {
+            Ok(net) if net.prefix_len() == 0 => Err(format!("`{s}` is every address: name the subnets that are meant")),
+            Ok(net) => Ok(Self(net.trunc())),
+            Err(_) => Err(format!("`{s}` is not a subnet: write it like `10.20.0.0/16` or `10.20.1.5`")),
+        }
+    }
+}
+
+/// Longest name of the DNS, without its final dot (RFC 1035 section 2.3.4).
+const MAX_DOMAIN_CHARS: usize = 253;
+
+/// A domain with all names below it; lower-case, without dots at its ends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Domain(String);
+
+impl Domain {
+    /// The domain.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Domain {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let domain = s.strip_prefix('.').unwrap_or(s);
+        let domain = domain.strip_suffix('.').unwrap_or(domain).to_lowercase();
+        // Service names begin with an underscore (RFC 2782).
+        let is_label = |label: &str| is_dns_label(&label.replace('_', "a"), MAX_LABEL_CHARS);
+        if domain.len() <= MAX_DOMAIN_CHARS && domain.split('.').all(is_label) {
+            return Ok(Self(domain));
+        }
+        Err(format!("`{s}` is not a domain: write it like `corp.example` or `example.com`"))
+    }
+}
+
 macro_rules! try_from_string {
     ($($type:ty),*) => {$(
         impl TryFrom<String> for $type {
@@ -200,18 +249,18 @@ macro_rules! try_from_string {
         }
     )*};
 }
-try_from_string!(ConnectionName, Namespace, HumanDuration);
+try_from_string!(ConnectionName, Namespace, HumanDuration, Subnet, Domain);
 
 macro_rules! display_inner {
     ($($type:ty),*) => {$(
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                fmt::Display::fmt(&self.0, f)
             }
         }
     )*};
 }
-display_inner!(ConnectionName, Namespace);
+display_inner!(ConnectionName, Namespace, Subnet, Domain);
 
 #[cfg(test)]
 mod tests {
@@ -260,6 +309,31 @@ mod tests {
         assert_eq!(long.numbered(12).as_str().len(), MAX_NAME_CHARS);
         assert_eq!("web".parse::<ConnectionName>().unwrap().numbered(2).as_str(), "web-2");
         assert!(long.numbered(7).as_str().parse::<ConnectionName>().is_ok());
+    }
+
+    #[test]
+    fn subnets_and_single_addresses_lose_their_host_bits() {
+        for (text, net) in [
+            ("10.1.2.3/16", "10.1.0.0/16"),
+            ("10.1.2.3", "10.1.2.3/32"),
+            ("fd00::1/64", "fd00::/64"),
+            ("::1", "::1/128"),
+        ] {
+            assert_eq!(text.parse::<Subnet>().unwrap().to_string(), net);
+        }
+        for text in ["", "10.1.2", "10.1.2.3/33", "0.0.0.0/0", "::/0", "web"] {
+            assert!(text.parse::<Subnet>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn domains_are_lower_case_without_outer_dots() {
+        for (text, domain) in [("Corp.Example.", "corp.example"), (".local", "local"), ("_tcp.a", "_tcp.a")] {
+            assert_eq!(text.parse::<Domain>().unwrap().as_str(), domain);
+        }
+        for text in ["", ".", "a..b", "a b", "*.a", "-a", &format!("{}a", "a.".repeat(127))] {
+            assert!(text.parse::<Domain>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One connection to one cluster: the first lane, what the init has to set up, and byte streams for it when one is lost.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +20,8 @@ use tp_tunnel::control::{ControlReceiver, ControlSender};
 use tp_tunnel::error::LaneError;
 
 use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
+use crate::config::Layer;
+use crate::config::value::{Domain, Subnet};
 use crate::daemon::address;
 use crate::daemon::dns::{Resolver, Zones};
 use crate::daemon::flows::Flows;
@@ -161,7 +164,7 @@ impl Connection {
         parts: Parts,
     ) -> Self {
         let Parts { tunnel, resolver, flows } = parts;
-        resolver.set_zones(zones(&cluster));
+        resolver.set_zones(zones(&request, &cluster));
         Self {
             request,
             route,
@@ -218,26 +221,38 @@ impl Connection {
     ) -> NetworkConfig {
         let domain = &cluster.cluster_domain;
         let namespace = &request.namespace;
+        let settings = settings(request, cluster);
+        let also = settings.also_proxy.unwrap_or_default();
+        let never = settings.never_proxy.unwrap_or_default();
+        let to_string = |subnet: &Subnet| subnet.to_string();
+        let mut routes: Vec<String> = cluster
+            .service_subnets
+            .iter()
+            .chain(&cluster.pod_subnets)
+            .cloned()
+            .chain(also.iter().map(to_string))
+            .collect();
+        let mut seen = BTreeSet::new();
+        routes.retain(|route| !never.iter().any(|subnet| subnet.to_string() == *route) && seen.insert(route.clone()));
         // The search list of a pod (Kubernetes, "DNS for Services and Pods"), then the machine's own, as in a pod.
         let pod_search = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
         NetworkConfig {
             addresses: address::TUN.map(str::to_owned).into(),
-            routes: cluster.service_subnets.iter().chain(&cluster.pod_subnets).cloned().collect(),
-            exclude: api_server.iter().map(|ip| IpNet::from(*ip).to_string()).collect(),
+            routes,
+            exclude: api_server
+                .iter()
+                .map(|ip| IpNet::from(*ip).to_string())
+                .chain(never.iter().map(to_string))
+                .collect(),
             nameserver: address::RESOLVER.to_string(),
             search: pod_search.into_iter().chain(old_search.iter().cloned()).collect(),
             ndots: 5,
         }
     }
 
-    /// Settings of the chart, JSON.
-    pub(crate) fn chart_settings(&self) -> String {
-        self.seen.borrow().cluster.client_settings_json.clone()
-    }
-
-    /// Settings of the user, JSON.
-    pub(crate) fn user_settings(&self) -> &str {
-        &self.request.settings_json
+    /// The user's settings, and the chart's where the user has none.
+    pub(crate) fn settings(&self) -> Layer {
+        settings(&self.request, &self.seen.borrow().cluster)
     }
 
     /// The flows of this connection.
@@ -349,7 +364,7 @@ impl Connection {
         let mut seen = self.seen.borrow_mut();
         match kind {
             Some(from_manager::Kind::ClusterInfo(cluster)) => {
-                self.resolver.set_zones(zones(&cluster));
+                self.resolver.set_zones(zones(&self.request, &cluster));
                 seen.cluster = cluster;
             }
             Some(from_manager::Kind::Agents(agents)) => seen.agents = agents,
@@ -451,6 +466,7 @@ impl Connection {
             service_subnets: seen.cluster.service_subnets.clone(),
             pod_subnets: seen.cluster.pod_subnets.clone(),
             routed_subnets: self.network.routes.clone(),
+            excluded_subnets: self.settings().never_proxy.iter().flatten().map(ToString::to_string).collect(),
             dns_address: self.network.nameserver.clone(),
             dns_search: self.network.search.clone(),
             agents: agents.collect(),
@@ -502,11 +518,22 @@ fn hello(request: &Connect, session: Option<SessionKey>) -> ClientHello {
     ClientHello { session, ..ClientHello::new(env!("CARGO_PKG_VERSION"), &request.name) }
 }
 
-fn zones(cluster: &ClusterInfo) -> Zones {
-    let subnets = cluster.service_subnets.iter().chain(&cluster.pod_subnets);
+/// The user's settings, and the chart's where the user has none. Either was checked where it was made.
+fn settings(request: &Connect, cluster: &ClusterInfo) -> Layer {
+    let chart = Layer::from_chart(&cluster.client_settings_json).unwrap_or_default();
+    Layer::from_chart(&request.settings_json).unwrap_or_default().over(chart)
+}
+
+fn zones(request: &Connect, cluster: &ClusterInfo) -> Zones {
+    let settings = settings(request, cluster);
+    let domains = |list: Option<Vec<Domain>>| list.iter().flatten().map(|domain| domain.as_str().to_owned()).collect();
+    let subnets = cluster.service_subnets.iter().chain(&cluster.pod_subnets).filter_map(|subnet| subnet.parse().ok());
+    let also = settings.also_proxy.unwrap_or_default();
     Zones {
         domain: cluster.cluster_domain.to_lowercase(),
-        subnets: subnets.filter_map(|subnet| subnet.parse().ok()).collect(),
+        subnets: subnets.chain(also.iter().map(|subnet| subnet.0)).collect(),
+        include: domains(settings.dns_include),
+        exclude: domains(settings.dns_exclude),
     }
 }
 
@@ -543,6 +570,23 @@ mod tests {
         assert_eq!(network.search, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"]);
         assert_eq!(network.routes, ["10.96.0.0/16", "10.244.0.0/24"]);
         assert_eq!(network.exclude, ["10.0.0.1/32"]);
+    }
+
+    #[test]
+    fn subnets_of_the_user_are_routed_and_excluded_and_beat_the_charts() {
+        let cluster = ClusterInfo {
+            service_subnets: vec!["10.96.0.0/16".into()],
+            pod_subnets: vec!["10.244.0.0/24".into()],
+            client_settings_json: r#"{"also-proxy":["10.1.0.0/16"],"never-proxy":["10.96.7.0/24"]}"#.into(),
+            ..ClusterInfo::default()
+        };
+        let settings_json = r#"{"also-proxy":["10.9.0.0/16","10.244.0.0/24"]}"#.into();
+        let request = Connect { settings_json, ..request() };
+        let network = Connection::network(&request, &cluster, &[], &[]);
+        assert_eq!(network.routes, ["10.96.0.0/16", "10.244.0.0/24", "10.9.0.0/16"]);
+        assert_eq!(network.exclude, ["10.96.7.0/24"]);
+        let never_pods = Connect { settings_json: r#"{"never-proxy":["10.244.0.0/24"]}"#.into(), ..request };
+        assert_eq!(Connection::network(&never_pods, &cluster, &[], &[]).routes, ["10.96.0.0/16", "10.1.0.0/16"]);
     }
 
     #[test]

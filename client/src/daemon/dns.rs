@@ -1,21 +1,24 @@
 //! The resolver of the daemon's network namespace: decides who answers a query, and asks.
 //!
 //! Names of the cluster go through the tunnel to the cluster's own DNS, so that they have a pod's semantics; everything
-//! else goes where the container's queries went before. DNS messages pass through as they are, whatever their type.
-//! When the tunnel is down a cluster name is answered with SERVFAIL, never with silence.
+//! else goes where the container's queries went before. DNS messages pass through as they are, whatever their type, and
+//! those of the cluster are remembered for as long as they say. When the tunnel is down a cluster name that is not
+//! remembered is answered with SERVFAIL, never with silence.
 
+mod cache;
 mod route;
 mod upstream;
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
 use hickory_proto::serialize::binary::BinEncodable;
 use tokio::time::timeout;
 
+use self::cache::Cache;
 use self::route::Route;
 pub(crate) use self::route::Zones;
 pub(crate) use self::upstream::Upstreams;
@@ -33,6 +36,7 @@ pub(crate) struct Resolver {
     tunnel: Tunnel,
     zones: RefCell<Zones>,
     upstreams: Upstreams,
+    cache: RefCell<Cache>,
 }
 
 /// A parsed query: what is needed to route it and to answer it ourselves.
@@ -46,7 +50,7 @@ impl Resolver {
     /// `address` is where the containers ask; `nameservers` are those of the container before it was ours.
     pub(crate) fn new(address: SocketAddr, tunnel: Tunnel, nameservers: Vec<IpAddr>) -> Self {
         let upstreams = Upstreams::new(nameservers);
-        Self { address, tunnel, zones: RefCell::new(Zones::default()), upstreams }
+        Self { address, tunnel, zones: RefCell::default(), upstreams, cache: RefCell::default() }
     }
 
     /// Where the containers ask.
@@ -56,7 +60,9 @@ impl Resolver {
 
     /// Sets which names belong to the cluster.
     pub(crate) fn set_zones(&self, zones: Zones) {
-        *self.zones.borrow_mut() = zones;
+        if self.zones.replace(zones.clone()) != zones {
+            self.cache.borrow_mut().clear();
+        }
     }
 
     /// Answers a query that came as a datagram: cut to what the asker takes, with the TC bit (RFC 2181 section 9).
@@ -79,21 +85,33 @@ impl Resolver {
     async fn answer(&self, query: &Query, raw: Bytes) -> Bytes {
         let route = self.zones.borrow().route(&query.name);
         let answer = match route {
-            Route::Cluster => match timeout(CLUSTER_TIMEOUT, self.tunnel.resolve(raw)).await {
-                Ok(Ok(answer)) => Some(answer),
-                Ok(Err(error)) => {
-                    tracing::debug!(name = query.name, %error, "the cluster's DNS gave no answer");
-                    None
-                }
-                Err(_) => {
-                    tracing::debug!(name = query.name, "the cluster's DNS did not answer in time");
-                    None
-                }
-            },
+            Route::Cluster => self.ask_cluster(query, raw).await,
             Route::Neighbours => return self.ask_neighbours(query, raw).await,
             Route::Upstream => self.upstreams.ask(raw).await,
         };
         answer.unwrap_or_else(|| query.refused(ResponseCode::ServFail))
+    }
+
+    /// A name of the cluster: its DNS knows, or has told not long ago.
+    async fn ask_cluster(&self, query: &Query, raw: Bytes) -> Option<Bytes> {
+        let known = self.cache.borrow().get(&raw, Instant::now());
+        if known.is_some() {
+            return known;
+        }
+        match timeout(CLUSTER_TIMEOUT, self.tunnel.resolve(raw.clone())).await {
+            Ok(Ok(answer)) => {
+                self.cache.borrow_mut().put(&raw, &answer, Instant::now());
+                Some(answer)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(name = query.name, %error, "the cluster's DNS gave no answer");
+                None
+            }
+            Err(_) => {
+                tracing::debug!(name = query.name, "the cluster's DNS did not answer in time");
+                None
+            }
+        }
     }
 
     /// A single label outside the cluster: a container on the same Docker network, or nobody. It never leaves the machine,

@@ -58,6 +58,8 @@ pub(in crate::cli) struct ConnectionReport {
     pub(super) cluster: Cluster,
     /// Subnets that are routed into the cluster.
     pub(super) routes: Vec<String>,
+    /// Subnets that never are, CIDR: those of the setting `never-proxy`.
+    pub(super) excluded: Vec<String>,
     pub(super) dns: Dns,
     pub(super) agents: Vec<Agent>,
     pub(super) traffic: Traffic,
@@ -136,6 +138,7 @@ impl ConnectionReport {
             manager: Manager { namespace: connection.manager_namespace.clone(), ..Manager::default() },
             cluster: Cluster::default(),
             routes: Vec::new(),
+            excluded: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
             traffic: Traffic::default(),
@@ -170,6 +173,7 @@ impl ConnectionReport {
             pod_subnets: status.pod_subnets,
         };
         self.routes = status.routed_subnets;
+        self.excluded = status.excluded_subnets;
         self.dns = Dns { address: status.dns_address, search: status.dns_search };
         let agent =
             |agent: crate::attach::Agent| Agent { namespace: agent.namespace, pod: agent.pod, version: agent.version };
@@ -201,6 +205,7 @@ impl ConnectionReport {
             manager: Manager::default(),
             cluster: Cluster::default(),
             routes: Vec::new(),
+            excluded: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
             traffic: Traffic::default(),
@@ -212,10 +217,21 @@ impl ConnectionReport {
     /// Subnets of the cluster that are not routed: they came up after the container had given its rights away.
     pub(super) fn unrouted(&self) -> Vec<&str> {
         let known = self.cluster.service_subnets.iter().chain(&self.cluster.pod_subnets);
-        let nets: Vec<ipnet::IpNet> = self.routes.iter().filter_map(|route| route.parse().ok()).collect();
+        let nets = parsed(self.routes.iter().chain(&self.excluded));
         let covered = |subnet: &str| {
             subnet.parse::<ipnet::IpNet>().is_ok_and(|subnet| nets.iter().any(|net| net.contains(&subnet)))
         };
         known.map(String::as_str).filter(|subnet| !covered(subnet)).collect()
     }
+
+    /// Subnets that are routed and not the cluster's own.
+    pub(super) fn also(&self) -> Vec<String> {
+        let own = parsed(self.cluster.service_subnets.iter().chain(&self.cluster.pod_subnets));
+        let is_own = |route: &ipnet::IpNet| own.iter().any(|net| net.contains(route) || route.contains(net));
+        parsed(self.routes.iter()).iter().filter(|route| !is_own(route)).map(ToString::to_string).collect()
+    }
+}
+
+fn parsed<'a>(subnets: impl Iterator<Item = &'a String>) -> Vec<ipnet::IpNet> {
+    subnets.filter_map(|subnet| subnet.parse().ok()).collect()
 }

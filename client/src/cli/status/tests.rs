@@ -58,6 +58,17 @@ fn connected() {
 }
 
 #[test]
+fn subnets_that_the_user_added_or_took_out_are_shown() {
+    let mut status = status();
+    status.routed_subnets = vec!["10.96.0.0/16".into(), "10.9.0.0/16".into()];
+    status.excluded_subnets = vec!["10.244.0.0/16".into()];
+    let report = ConnectionReport::new(&example("dev"), Answer::Status(Box::new(status)), Vec::new());
+    let text = rendered(vec![report]);
+    assert!(text.contains("  Also:       10.9.0.0/16\n  Never:      10.244.0.0/16\n  DNS:"), "{text}");
+    assert!(!text.contains("->"), "nothing is missing: {text}");
+}
+
+#[test]
 fn not_connected() {
     let empty = Report { connections: Vec::new() };
     assert!(!empty.is_connected());

@@ -33,6 +33,8 @@ fn block(c: &ConnectionReport, now: Timestamp) -> String {
     line("Domain:", c.cluster.domain.clone());
     line("Services:", c.cluster.service_subnets.join(", "));
     line("Pods:", c.cluster.pod_subnets.join(", "));
+    line("Also:", c.also().join(", "));
+    line("Never:", c.excluded.join(", "));
     line("DNS:", with(&c.dns.address, &c.dns.search.join(" ")));
     if !c.agents.is_empty() {
         let agents = c.agents.iter().take(MAX_AGENTS);

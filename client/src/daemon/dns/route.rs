@@ -20,15 +20,26 @@ pub(crate) enum Route {
 pub(crate) struct Zones {
     /// Cluster domain, lower-case, without dots at its ends.
     pub(crate) domain: String,
-    /// Service and pod subnets, for reverse look-ups.
+    /// Subnets that are reached through the cluster, for reverse look-ups.
     pub(crate) subnets: Vec<IpNet>,
+    /// Other domains that the cluster's DNS resolves, lower-case, without dots at their ends.
+    pub(crate) include: Vec<String>,
+    /// Domains that it is never asked for; written as the former.
+    pub(crate) exclude: Vec<String>,
 }
 
 impl Zones {
     /// Decides for `name`, lower-case, with or without its final dot.
     pub(crate) fn route(&self, name: &str) -> Route {
         let name = name.strip_suffix('.').unwrap_or(name);
-        if !self.domain.is_empty() && is_under(name, &self.domain) {
+        let is_domain = !self.domain.is_empty() && is_under(name, &self.domain);
+        let included = most_specific(name, &self.include).max(is_domain.then_some(self.domain.len()));
+        if let Some(excluded) = most_specific(name, &self.exclude)
+            && included.is_none_or(|included| included <= excluded)
+        {
+            return if is_single_label(name) { Route::Neighbours } else { Route::Upstream };
+        }
+        if included.is_some() {
             return Route::Cluster;
         }
         if let Some(ip) = reverse_address(name) {
@@ -36,6 +47,11 @@ impl Zones {
         }
         if is_single_label(name) { Route::Neighbours } else { Route::Upstream }
     }
+}
+
+/// Length of the longest of `zones` that `name` is in.
+fn most_specific(name: &str, zones: &[String]) -> Option<usize> {
+    zones.iter().filter(|zone| is_under(name, zone)).map(String::len).max()
 }
 
 /// Whether `name` has no dot and is not the root.
@@ -66,7 +82,29 @@ mod tests {
 
     fn zones() -> Zones {
         let subnets = ["10.96.0.0/16", "fd00:10::/64"].map(|net| net.parse().unwrap()).into();
-        Zones { domain: "cluster.local".into(), subnets }
+        Zones { domain: "cluster.local".into(), subnets, ..Zones::default() }
+    }
+
+    #[test]
+    fn more_specific_domain_of_those_included_and_excluded_counts() {
+        let list = |domains: &[&str]| domains.iter().map(|&domain| domain.to_owned()).collect();
+        let zones = Zones {
+            include: list(&["corp.example", "db", "a.b.example"]),
+            exclude: list(&["lab.corp.example", "b.example", "kube-system.svc.cluster.local", "db"]),
+            ..zones()
+        };
+        for (name, route) in [
+            ("corp.example.", Route::Cluster),
+            ("x.corp.example.", Route::Cluster),
+            ("lab.corp.example.", Route::Upstream),
+            ("x.a.b.example.", Route::Cluster),
+            ("x.b.example.", Route::Upstream),
+            ("web.default.svc.cluster.local.", Route::Cluster),
+            ("kube-dns.kube-system.svc.cluster.local.", Route::Upstream),
+            ("db.", Route::Neighbours),
+        ] {
+            assert_eq!(zones.route(name), route, "{name}");
+        }
     }
 
     #[test]

@@ -13,6 +13,6 @@ cd "$TP_ROOT_DIR"
 cargo build --release --locked --target "$target" "${programs[@]/#/--package=}" >&2
 mkdir -p dist
 for program in "${programs[@]}"; do
-  built=${CARGO_TARGET_DIR:-target}/$target/release/$program
+  built=$CARGO_TARGET_DIR/$target/release/$program
   cmp -s "$built" "dist/$program" || install -m 0755 "$built" "dist/$program"
 done

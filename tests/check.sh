@@ -87,7 +87,7 @@ cargo_deny() { "$TP_CACHE/cargo-deny/bin/cargo-deny" --all-features --locked che
 install_cargo_deny() {
   [ "$("$TP_CACHE/cargo-deny/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $CARGO_DENY_VERSION" ] && return
   step "building cargo-deny $CARGO_DENY_VERSION (a few minutes, once)"
-  (cd / && cargo install --quiet --locked --root "$TP_CACHE/cargo-deny" cargo-deny@"$CARGO_DENY_VERSION")
+  (cd / && env -u CARGO_TARGET_DIR cargo install --quiet --locked --root "$TP_CACHE/cargo-deny" cargo-deny@"$CARGO_DENY_VERSION")
 }
 
 check_dependencies() {
@@ -180,7 +180,7 @@ case ${1:-all} in
   all)
     tests/preflight.sh || { count_failed preflight "$SECONDS" 1 above; finish; exit 1; }
     lint
-    suite 'tests of the crates' cargo test --locked --workspace
+    suite 'tests of the crates' cargo test --locked --workspace --no-fail-fast
     end_to_end
     ;;
   *) die "usage: tests/check.sh [lint|e2e]" ;;

@@ -48,6 +48,11 @@ hash_of() {
   { [ -t 0 ] || cat; [ $# = 0 ] || cat -- "$@"; } | sha256sum | cut -c1-12
 }
 
+# What Cargo builds outlives the checkout as well, for the next clone at the same place. Two places never share it: Cargo
+# tells their crates apart by the times of files only.
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$TP_CACHE/target/$(hash_of <<<"$TP_ROOT_DIR")}
+export CARGO_TARGET_DIR
+
 # Holds the lock NAME until the script ends, so that two runs do not build the same thing.
 lock() {
   mkdir -p "$TP_CACHE/locks"

@@ -8,7 +8,7 @@ set -euo pipefail
 
 HELM_VERSION=v3.21.4
 GO_MINOR_MIN=21 # from here on, Go fetches the toolchain that go.mod asks for
-DISK_GIB=12     # of it 6 for target/, 3 for Go's caches, 2 for Docker's images
+DISK_GIB=12     # of it 6 for Cargo's target directory, 3 for Go's caches, 2 for Docker's images
 MEMORY_GIB=4    # linking Kubernetes takes 3
 INOTIFY_INSTANCES=128
 
@@ -211,7 +211,9 @@ check_kernel() {
 # --------------------------------------------------------------------------------------------------------------------
 
 [ "$(uname -s)" = Linux ] || die "the test cluster needs Linux. Elsewhere, run this in a Linux virtual machine, or give TP_CONTEXT"
-mkdir -p "$TP_CACHE/bin"
+mkdir -p "$TP_CACHE"/{bin,target} "$CARGO_TARGET_DIR"
+touch "$CARGO_TARGET_DIR"
+find "$TP_CACHE/target" -mindepth 1 -maxdepth 1 -mtime +14 -exec rm -rf {} +
 step "looking for what is needed"
 rust_later=
 program gcc gcc

@@ -50,7 +50,7 @@ hash_of() {
 
 # What Cargo builds outlives the checkout as well, for the next clone at the same place. Two places never share it: Cargo
 # tells their crates apart by the times of files only.
-CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$TP_CACHE/target/$(hash_of <<<"$TP_ROOT_DIR")}
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$TP_CACHE/target/$(sha256sum <<<"$TP_ROOT_DIR" | cut -c1-12)}
 export CARGO_TARGET_DIR
 
 # Holds the lock NAME until the script ends, so that two runs do not build the same thing.

@@ -1,18 +1,21 @@
-//! Dials TCP and UDP in the cluster for clients: resolves, asks the policy, connects.
+//! Dials TCP and UDP in the cluster for clients, and pings: resolves, asks the policy, connects.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tp_protocol::error_class::ErrorClass;
+use tp_protocol::limits::ECHO_TIMEOUT;
 use tp_protocol::open::{Host, Open, OpenRefused, Transport};
 
 use crate::dns::{Forwarder, lookup};
+use crate::echo;
 use crate::policy::{Denied, Policy, canonical};
 
 /// Quiet time after which a dialled connection is probed. Below the idle limits of conntrack and of cloud NAT gateways
@@ -90,6 +93,18 @@ impl Dialer {
             }
         }
         Err(refused)
+    }
+
+    /// Pings `dst` with `data`, and returns the data of the reply.
+    ///
+    /// # Errors
+    /// [`OpenRefused`] when the policy forbids it, somebody on the way says that `dst` cannot be reached, or nobody
+    /// says anything in time.
+    pub async fn echo(&self, dst: IpAddr, data: &[u8]) -> Result<Bytes, OpenRefused> {
+        let policy = self.policy.borrow().clone();
+        policy.check_ping(dst)?;
+        let pinged = timeout(ECHO_TIMEOUT, echo::ping(canonical(dst), data)).await;
+        pinged.map_err(|_| OpenRefused::new(ErrorClass::TimedOut, format!("{dst} did not answer the ping")))?
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Every flow, DNS query and control channel is a task of the lane and ends with it. A task that panics ends alone.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tp_protocol::open::{Open, OpenRefused};
 use tp_tunnel::carrier::Carrier;
 use tp_tunnel::error::LaneError;
 use tp_tunnel::relay;
-use tp_tunnel::server::{self, Incoming, LaneServer, Pending, ResolveRequest, Responder};
+use tp_tunnel::server::{self, Incoming, LaneServer, MessageRequest, Pending, Responder};
 
 use crate::agents::Agents;
 use crate::dial::{Dialer, Dialled};
@@ -133,6 +133,7 @@ async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) ->
                 Some(Err(error)) => return Err(error),
                 Some(Ok(Incoming::Open(open, responder))) => start_flow(services, ticket, &mut tasks, open, responder),
                 Some(Ok(Incoming::Resolve(request))) => _ = tasks.spawn(resolve(services.dns.clone(), request)),
+                Some(Ok(Incoming::Echo(dst, request))) => start_echo(services, ticket, &mut tasks, dst, request),
                 Some(Ok(Incoming::Control(control))) => {
                     _ = tasks.spawn(control::serve_client(services.clone(), ticket.session.clone(), control));
                 }
@@ -210,10 +211,41 @@ async fn dial(services: &Services, budget: &Budget, open: &Open) -> Result<Diall
     services.dialer.dial(open, deadline).await
 }
 
-/// Answers one DNS query.
-async fn resolve(dns: Arc<Forwarder>, request: ResolveRequest) {
+/// Starts a ping, if the session may have another.
+fn start_echo(
+    services: &Arc<Services>,
+    ticket: &Ticket,
+    tasks: &mut JoinSet<()>,
+    dst: IpAddr,
+    request: MessageRequest,
+) {
+    let Ok(permit) = ticket.budget.echoes.clone().try_acquire_owned() else {
+        return request.refuse(&OpenRefused::new(ErrorClass::Exhausted, "too many pings are without an answer"));
+    };
+    let services = services.clone();
+    tasks.spawn(async move {
+        echo(&services, dst, request).await;
+        drop(permit);
+    });
+}
+
+/// Pings for the client.
+async fn echo(services: &Services, dst: IpAddr, request: MessageRequest) {
     // Fails when the client has given up or broke the protocol; either way nobody waits for the answer.
-    let Ok((query, responder)) = request.query().await else { return };
+    let Ok((data, responder)) = request.message().await else { return };
+    match services.dialer.echo(dst, &data).await {
+        Ok(data) => responder.answer(data),
+        Err(refused) => {
+            tracing::debug!(%dst, why = %refused, "ping failed");
+            responder.refuse(&refused);
+        }
+    }
+}
+
+/// Answers one DNS query.
+async fn resolve(dns: Arc<Forwarder>, request: MessageRequest) {
+    // Fails when the client has given up or broke the protocol; either way nobody waits for the answer.
+    let Ok((query, responder)) = request.message().await else { return };
     match dns.forward(&query).await {
         Ok(answer) => responder.answer(answer),
         Err(error) => {

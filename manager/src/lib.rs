@@ -18,6 +18,7 @@ mod cluster;
 pub mod config;
 pub mod dial;
 pub mod dns;
+mod echo;
 #[cfg(test)]
 mod fake_api;
 mod health;

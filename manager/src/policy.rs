@@ -11,6 +11,8 @@
 //!    one that does not. The administrator's rule wins over a built-in one, and a refusal over a permission.
 //! 3. What no rule matches is allowed.
 //!
+//! A ping has no port: rules that name ports do not concern it.
+//!
 //! IPv4 addresses inside IPv6 ones (`::ffff:0:0/96`, RFC 4291 section 2.5.5.2; `64:ff9b::/96`, RFC 6052) are
 //! judged as the IPv4 address.
 
@@ -60,22 +62,31 @@ enum Target {
 #[error("`{0}` is not an address, a subnet or `nodes`, with an optional port or port range behind a colon")]
 pub struct RuleError(String);
 
+/// What a client wants to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port of a connection or datagram; a ping has none.
+    pub port: Option<u16>,
+}
+
 /// Why an address is not dialled; the text is for the user who asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
     /// An address or port that no peer can have.
     #[error("{0} is not an address that can be dialled ({1})")]
-    Invalid(SocketAddr, &'static str),
+    Invalid(Destination, &'static str),
     /// The manager's own port.
     #[error("{0} is a port of the traffic manager itself")]
-    Own(SocketAddr),
+    Own(Destination),
     /// A built-in rule.
     #[error("{0} is {1}; an administrator can allow it in the chart (dialPolicy.allow)")]
-    BuiltIn(SocketAddr, &'static str),
+    BuiltIn(Destination, &'static str),
     /// A rule of the administrator.
     #[error("{0} is refused by the rule `{1}` of the chart (dialPolicy.deny)")]
-    Rule(SocketAddr, Rule),
+    Rule(Destination, Rule),
 }
 
 /// What the manager itself looks like from the cluster.
@@ -137,7 +148,19 @@ impl Policy {
     /// # Errors
     /// [`Denied`] says which rule refuses it.
     pub fn check(&self, dst: SocketAddr) -> Result<(), Denied> {
-        let ip = canonical(dst.ip());
+        self.decide(dst.into())
+    }
+
+    /// Decides on an address that is to be pinged.
+    ///
+    /// # Errors
+    /// [`Denied`] says which rule refuses it.
+    pub fn check_ping(&self, dst: IpAddr) -> Result<(), Denied> {
+        self.decide(Destination { ip: dst, port: None })
+    }
+
+    fn decide(&self, dst: Destination) -> Result<(), Denied> {
+        let ip = canonical(dst.ip);
         self.check_fixed(ip, dst)?;
         let mut decision: Option<(Weight, Option<Denied>)> = None;
         let mut consider = |weight: Weight, denied: Option<Denied>| {
@@ -146,16 +169,16 @@ impl Policy {
             }
         };
         for rule in &self.deny {
-            if let Some(weight) = rule.weight(ip, dst.port(), &self.nodes) {
+            if let Some(weight) = rule.weight(ip, dst.port, &self.nodes) {
                 consider(Weight { denies: true, ..weight }, Some(Denied::Rule(dst, rule.clone())));
             }
         }
         for rule in &self.allow {
-            if let Some(weight) = rule.weight(ip, dst.port(), &self.nodes) {
+            if let Some(weight) = rule.weight(ip, dst.port, &self.nodes) {
                 consider(weight, None);
             }
         }
-        for (weight, what) in self.built_in(ip, dst.port()) {
+        for (weight, what) in self.built_in(ip, dst.port) {
             consider(weight, Some(Denied::BuiltIn(dst, what)));
         }
         decision.and_then(|(_, denied)| denied).map_or(Ok(()), Err)
@@ -181,9 +204,9 @@ impl Policy {
     }
 
     /// Applies the rules that no list changes.
-    fn check_fixed(&self, ip: IpAddr, dst: SocketAddr) -> Result<(), Denied> {
+    fn check_fixed(&self, ip: IpAddr, dst: Destination) -> Result<(), Denied> {
         let invalid = |why| Err(Denied::Invalid(dst, why));
-        if dst.port() == 0 {
+        if dst.port == Some(0) {
             return invalid("port 0");
         }
         if ip.is_loopback() {
@@ -199,20 +222,20 @@ impl Policy {
             IpAddr::V6(v6) if v6.is_unspecified() => return invalid("unspecified"),
             _ => {}
         }
-        if self.own.addresses.contains(&ip) && self.own.ports.contains(&dst.port()) {
+        if self.own.addresses.contains(&ip) && dst.port.is_some_and(|port| self.own.ports.contains(&port)) {
             return Err(Denied::Own(dst));
         }
         Ok(())
     }
 
     /// Yields the built-in refusals that match.
-    fn built_in(&self, ip: IpAddr, port: u16) -> impl Iterator<Item = (Weight, &'static str)> {
+    fn built_in(&self, ip: IpAddr, port: Option<u16>) -> impl Iterator<Item = (Weight, &'static str)> {
         let full = if ip.is_ipv4() { 32 } else { 128 };
         let weigh = |prefix, names_ports| Weight { prefix, names_ports, by_administrator: false, denies: true };
         let is_node = self.nodes.addresses.contains(&ip);
         let is_gateway = self.nodes.gateways.contains(&ip);
         let node = is_node.then(|| (weigh(full, false), "the address of a node"));
-        let kubelet = ((is_node || is_gateway) && KUBELET_PORTS.contains(&port))
+        let kubelet = ((is_node || is_gateway) && port.is_some_and(|port| KUBELET_PORTS.contains(&port)))
             .then(|| (weigh(full, true), "a port of the kubelet or of kube-proxy on a node"));
         let metadata = METADATA.iter().filter_map(move |net| {
             let net: IpNet = net.parse().expect("the table above holds subnets");
@@ -222,14 +245,29 @@ impl Policy {
     }
 }
 
+impl From<SocketAddr> for Destination {
+    fn from(dst: SocketAddr) -> Self {
+        Self { ip: dst.ip(), port: Some(dst.port()) }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.ip, port).fmt(f),
+            None => self.ip.fmt(f),
+        }
+    }
+}
+
 impl Rule {
     /// Returns how specific the rule is for this address; `None` when it does not match.
-    fn weight(&self, ip: IpAddr, port: u16, nodes: &Nodes) -> Option<Weight> {
+    fn weight(&self, ip: IpAddr, port: Option<u16>, nodes: &Nodes) -> Option<Weight> {
         let prefix = match self.target {
             Target::Subnet(net) => net.contains(&ip).then(|| net.prefix_len())?,
             Target::Nodes => nodes.addresses.contains(&ip).then_some(if ip.is_ipv4() { 32 } else { 128 })?,
         };
-        if self.ports.as_ref().is_some_and(|ports| !ports.contains(&port)) {
+        if self.ports.as_ref().is_some_and(|ports| !port.is_some_and(|port| ports.contains(&port))) {
             return None;
         }
         Some(Weight { prefix, names_ports: self.ports.is_some(), by_administrator: true, denies: false })
@@ -426,10 +464,28 @@ mod tests {
     }
 
     #[test]
+    fn pings_follow_the_rules_that_name_no_port() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut policy = policy();
+        policy.deny = rules(&["10.1.0.0/16:22", "10.2.0.0/16", "0.0.0.0/0:80"]);
+        policy.allow = rules(&["172.18.0.2:9100", "10.2.0.7"]);
+        for allowed in ["10.1.0.1", "10.2.0.7", "10.244.0.1", "10.244.0.9", "fd00:10::7"] {
+            assert_eq!(policy.check_ping(ip(allowed)), Ok(()), "{allowed}");
+        }
+        for denied in
+            ["10.2.0.1", "172.18.0.2", "::ffff:172.18.0.2", "169.254.169.254", "fe80::1", "127.0.0.1", "ff02::1"]
+        {
+            assert!(policy.check_ping(ip(denied)).is_err(), "{denied} is allowed");
+        }
+        let why = policy.check_ping(ip("10.2.0.1")).unwrap_err().to_string();
+        assert_eq!(why, "10.2.0.1 is refused by the rule `10.2.0.0/16` of the chart (dialPolicy.deny)");
+    }
+
+    #[test]
     fn a_name_is_dialled_at_its_allowed_addresses_only() {
         let both = [addr("127.0.0.1:80"), addr("10.244.0.7:80")];
         assert_eq!(policy().check_all(&both), Ok(vec![both[1]]));
-        assert_eq!(policy().check_all(&both[..1]), Err(Denied::Invalid(both[0], "loopback")));
+        assert_eq!(policy().check_all(&both[..1]), Err(Denied::Invalid(both[0].into(), "loopback")));
     }
 
     #[test]

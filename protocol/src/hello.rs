@@ -24,7 +24,7 @@ pub const MIN_VERSION: u32 = 1;
 pub const MAX_VERSION: u32 = 1;
 
 /// What this build can do beyond the protocol version, by name. Both ends use what both have.
-pub const FEATURES: &[&str] = &["dns", "tcp", "udp"];
+pub const FEATURES: &[&str] = &["dns", "echo", "tcp", "udp"];
 
 /// What a client or an agent says first.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -316,6 +316,7 @@ mod tests {
 
     fn client() -> ClientHello {
         ClientHello {
+            features: vec!["dns".into(), "tcp".into(), "udp".into()],
             session: Some(SessionKey { id: "s-1".into(), secret: vec![7; 4] }),
             agent: Some(AgentIdentity { namespace: "ns".into(), pod: "web-0".into(), token: "t".into() }),
             resume_received: Some(9),

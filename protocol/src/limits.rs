@@ -1,5 +1,7 @@
 //! The named limits of the protocol. A peer that exceeds one is in the wrong and is told so.
 
+use std::time::Duration;
+
 /// Largest hello, encoded. The longest field is an agent's service account token (about 1 KiB, at most a few).
 pub const MAX_HELLO_BYTES: usize = 64 << 10;
 
@@ -11,6 +13,14 @@ pub const MAX_DNS_BYTES: usize = 65_535;
 
 /// Largest UDP payload over IPv4: 65,535 less 20 bytes of IP header and 8 of UDP header (RFC 768).
 pub const MAX_DATAGRAM_BYTES: usize = 65_507;
+
+/// Pings of one session that may be without an answer at once, at both ends; more are as good as lost. With data of the
+/// largest size they hold 16 MiB.
+pub const MAX_ECHOES: usize = 256;
+
+/// A ping without an answer is given up after this long, as ping(8) does without `-W`. Linux reports a neighbour that does
+/// not answer ARP within 3 s.
+pub const ECHO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest text that travels in an error header; longer text is cut.
 pub const MAX_ERROR_MESSAGE_BYTES: usize = 512;

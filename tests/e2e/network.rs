@@ -250,6 +250,50 @@ fn udp_echo_returns_datagrams_of_every_size() {
     assert_eq!(said.lines().collect::<Vec<_>>(), sizes.map(|size| format!("{size}: same")));
 }
 
+/// Pings an address from a container by the kernel's ICMP sockets, as `ping` does; one line for each length of data.
+#[track_caller]
+fn ping(container: &Container, address: &str, lengths: &[&str]) -> String {
+    const PING: &str = r#"
+        use Socket;
+        my ($address, @lengths) = @ARGV;
+        for my $len (@lengths) {
+            my $data = join "", map { chr(($len + $_ * 7) % 251) } 1 .. $len;
+            socket my $s, PF_INET, SOCK_DGRAM, 1 or die "socket: $!";
+            setsockopt $s, 0, 11, pack "i", 1 or die "IP_RECVERR: $!";
+            connect $s, pack_sockaddr_in(0, inet_aton($address)) or die "connect: $!";
+            defined send $s, pack("CCnnna*", 8, 0, 0, 0, 1, $data), 0 or die "send: $!";
+            local $SIG{ALRM} = sub { print "$len: silence\n"; exit };
+            alarm 15;
+            if (defined recv $s, my $got, 65535, 0) {
+                print "$len: ", (substr($got, 8) eq $data ? "same" : "other, " . length $got), "\n";
+            } else {
+                print "$len: $!\n";
+            }
+            alarm 0;
+        }
+    "#;
+    perl(container, PING, &[&[address], lengths].concat())
+}
+
+#[test]
+fn pods_answer_pings_and_addresses_without_a_pod_do_not() {
+    let test = Test::beside_others();
+    let client = test.shared().client();
+    let pod = kubectl::pod_ip("default", "app=web");
+    let lengths = ["0", "56", "1472", "9000", "65507"];
+    let said = ping(client, &pod, &lengths);
+    assert_eq!(said.lines().collect::<Vec<_>>(), lengths.map(|len| format!("{len}: same")));
+    let manager = kubectl::pod_ip(&given().manager_namespace, "app.kubernetes.io/name=tp-manager");
+    assert_eq!(ping(client, &manager, &["56"]), "56: same");
+
+    let pods = kubectl::admin(&["get", "pods", "-A", "-o", "jsonpath={.items[*].status.podIP}"]).ok();
+    let subnet = pod.rsplit_once('.').expect("an IPv4 address").0;
+    let unused = (2..255).rev().map(|host| format!("{subnet}.{host}")).find(|ip| !pods.split(' ').any(|pod| pod == ip));
+    let said = ping(client, &unused.expect("the subnet is not full"), &["56"]);
+    assert_eq!(said, "56: No route to host");
+    assert_eq!(ping(client, "198.18.77.77", &["56"]), "56: No route to host", "the TUN's own range");
+}
+
 #[test]
 fn pods_are_reached_by_address() {
     let test = Test::beside_others();

@@ -1,13 +1,16 @@
 //! The end of a lane that opens flows: a workstation's daemon, or a traffic agent.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use h2::ext::Protocol;
-use http::{Method, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response, StatusCode, Uri};
+use tp_protocol::echo;
 use tp_protocol::hello::{ClientHello, ServerHello, Welcome, server_hello};
 use tp_protocol::limits;
 use tp_protocol::open::{Open, OpenRefused, Transport, UDP_PROTOCOL};
@@ -135,14 +138,30 @@ impl Lane {
     /// # Errors
     /// [`FlowOpenError`] when the manager or the cluster's DNS gave no answer.
     pub async fn resolve(&self, query: Bytes) -> Result<Bytes, FlowOpenError> {
-        let request = Request::post(DNS_URI)
-            .header(http::header::CONTENT_TYPE, DNS_MEDIA_TYPE)
-            .body(())
-            .expect("made of constants");
+        self.ask(Uri::from_static(DNS_URI), DNS_MEDIA_TYPE, query, limits::MAX_DNS_BYTES).await
+    }
+
+    /// Has the manager ping `dst` with `data`, and returns the data of the reply.
+    ///
+    /// # Errors
+    /// [`FlowOpenError`] when there was no reply.
+    pub async fn echo(&self, dst: IpAddr, data: Bytes) -> Result<Bytes, FlowOpenError> {
+        self.ask(echo::to_uri(dst), echo::MEDIA_TYPE, data, limits::MAX_DATAGRAM_BYTES).await
+    }
+
+    /// Sends one message and returns the one that answers it.
+    async fn ask(
+        &self,
+        uri: Uri,
+        media_type: &'static str,
+        message: Bytes,
+        answer_bytes_max: usize,
+    ) -> Result<Bytes, FlowOpenError> {
+        let request = Request::post(uri).header(CONTENT_TYPE, media_type).body(()).expect("made of constants");
         let (response, mut send) = self.requests.clone().ready().await?.send_request(request, false)?;
-        send.send_data(query, true)?;
+        send.send_data(message, true)?;
         let recv = check(response.await?)?;
-        read_to_end(recv, limits::MAX_DNS_BYTES).await.map_err(|error| match error {
+        read_to_end(recv, answer_bytes_max).await.map_err(|error| match error {
             FlowError::Cancelled(error) => FlowOpenError::Lane(error),
             FlowError::Reset(why) => FlowOpenError::Refused(why),
             FlowError::Frame(_) | FlowError::BadMessage => FlowOpenError::BadAnswer(StatusCode::OK),

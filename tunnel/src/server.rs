@@ -1,13 +1,16 @@
 //! The end of a lane that carries out opens: the manager.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::ext::Protocol;
 use h2::server::{Builder, Connection, SendResponse};
+use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
+use tp_protocol::echo;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, ServerHello, Welcome};
 use tp_protocol::limits;
@@ -53,7 +56,9 @@ pub enum Incoming {
     /// Dial this and connect it to the flow.
     Open(Open, Responder),
     /// Ask the cluster's DNS.
-    Resolve(ResolveRequest),
+    Resolve(MessageRequest),
+    /// Ping this.
+    Echo(IpAddr, MessageRequest),
     /// The control channel.
     Control(Control),
 }
@@ -66,17 +71,20 @@ pub struct Responder {
     counted: Counted,
 }
 
-/// A DNS query whose message is still to be read.
+/// A request whose message is still to be read: a DNS message, or the data of a ping.
 #[derive(Debug)]
-pub struct ResolveRequest {
+pub struct MessageRequest {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    message_bytes_max: usize,
+    media_type: &'static str,
 }
 
-/// Answers a DNS query.
+/// Answers a [`MessageRequest`].
 #[derive(Debug)]
-pub struct ResolveResponder {
+pub struct MessageResponder {
     respond: SendResponse<Bytes>,
+    media_type: &'static str,
 }
 
 /// Reads the hello of a client or an agent.
@@ -185,7 +193,14 @@ fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, flow
             Ok(_) => OpenRefused::new(ErrorClass::Failed, "unknown :protocol"),
             Err(error) => OpenRefused::new(ErrorClass::Failed, error.to_string()),
         },
-        (&Method::POST, "/dns-query") => return Some(Incoming::Resolve(ResolveRequest { respond, recv })),
+        (&Method::POST, "/dns-query") => {
+            let (message_bytes_max, media_type) = (limits::MAX_DNS_BYTES, DNS_MEDIA_TYPE);
+            return Some(Incoming::Resolve(MessageRequest { respond, recv, message_bytes_max, media_type }));
+        }
+        (&Method::POST, path) if let Some(dst) = echo::parse_path(path) => {
+            let (message_bytes_max, media_type) = (limits::MAX_DATAGRAM_BYTES, echo::MEDIA_TYPE);
+            return Some(Incoming::Echo(dst, MessageRequest { respond, recv, message_bytes_max, media_type }));
+        }
         (&Method::POST, "/tp.v1/control") => {
             let send = respond.send_response(Response::new(()), false).ok()?;
             return Some(Incoming::Control(Control::new(send, recv)));
@@ -229,28 +244,33 @@ impl Responder {
     }
 }
 
-impl ResolveRequest {
-    /// Reads the query, a DNS message.
+impl MessageRequest {
+    /// Reads the message.
     ///
     /// # Errors
     /// [`FlowError`] when it is too long or the client has given up.
-    pub async fn query(self) -> Result<(Bytes, ResolveResponder), FlowError> {
-        let query = read_to_end(self.recv, limits::MAX_DNS_BYTES).await?;
-        Ok((query, ResolveResponder { respond: self.respond }))
+    pub async fn message(self) -> Result<(Bytes, MessageResponder), FlowError> {
+        let message = read_to_end(self.recv, self.message_bytes_max).await?;
+        Ok((message, MessageResponder { respond: self.respond, media_type: self.media_type }))
+    }
+
+    /// Says why there is no answer, without reading the message.
+    pub fn refuse(mut self, refused: &OpenRefused) {
+        refuse(&mut self.respond, refused, refused.status());
     }
 }
 
-impl ResolveResponder {
-    /// Sends the answer, a DNS message.
+impl MessageResponder {
+    /// Sends the message that answers.
     pub fn answer(mut self, message: Bytes) {
-        let response = Response::builder().header(http::header::CONTENT_TYPE, DNS_MEDIA_TYPE).body(());
+        let response = Response::builder().header(CONTENT_TYPE, self.media_type).body(());
         // Fails only when the client has given up meanwhile.
         if let Ok(mut send) = self.respond.send_response(response.expect("made of constants"), false) {
             let _ = send.send_data(message, true);
         }
     }
 
-    /// Says that the cluster's DNS gave no answer.
+    /// Says why there is no answer.
     pub fn refuse(mut self, refused: &OpenRefused) {
         refuse(&mut self.respond, refused, refused.status());
     }

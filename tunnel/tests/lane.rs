@@ -1,7 +1,7 @@
 //! A lane over an in-memory pipe, with a manager's end that dials real loopback sockets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tp_protocol::control::{FromManager, Ping, ToManager, from_manager, to_manage
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
-use tp_protocol::limits::{STREAM_WINDOW_BYTES, STREAM_WINDOW_MIN_BYTES};
+use tp_protocol::limits::{MAX_DATAGRAM_BYTES, STREAM_WINDOW_BYTES, STREAM_WINDOW_MIN_BYTES};
 use tp_protocol::open::{Host, Open, OpenRefused, Transport};
 use tp_tunnel::client::{self, Lane};
 use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
@@ -43,8 +43,15 @@ async fn serve(io: tokio::io::DuplexStream) {
                     }
                 }
                 Incoming::Resolve(request) => {
-                    let (query, responder) = request.query().await.unwrap();
+                    let (query, responder) = request.message().await.unwrap();
                     responder.answer(Bytes::from([b"re: ", &query[..]].concat()));
+                }
+                Incoming::Echo(dst, request) => {
+                    let (data, responder) = request.message().await.unwrap();
+                    match dst {
+                        IpAddr::V4(_) => responder.answer(data),
+                        IpAddr::V6(_) => responder.refuse(&OpenRefused::new(ErrorClass::HostUnreachable, "no answer")),
+                    }
                 }
                 Incoming::Control(control) => {
                     let (mut sender, mut receiver) = control.split();
@@ -284,6 +291,16 @@ async fn dns_messages_and_control_messages_go_there_and_back() {
     assert_eq!(answer, from_manager::Kind::Ping(Ping { number: 9 }).into());
     assert!(receiver.recv::<FromManager>().await.is_none());
     sender.finish().unwrap();
+}
+
+#[tokio::test]
+async fn pings_go_there_and_back_with_their_data_or_come_to_nothing() {
+    let lane = lane().await;
+    for data in [Bytes::new(), Bytes::from(vec![0xa5; MAX_DATAGRAM_BYTES])] {
+        assert_eq!(lane.echo([10, 0, 0, 1].into(), data.clone()).await.unwrap(), data);
+    }
+    let refused = lane.echo("fd00::1".parse().unwrap(), Bytes::from_static(b"ping")).await.unwrap_err();
+    assert_eq!(refused.class(), ErrorClass::HostUnreachable);
 }
 
 #[tokio::test]

@@ -62,6 +62,7 @@ pub(crate) struct Flows {
     namespace: String,
     traffic: Traffic,
     dns_queries: Cell<usize>,
+    echoes: Cell<usize>,
 }
 
 /// Payload bytes moved since the start.
@@ -95,6 +96,7 @@ impl Flows {
             namespace: namespace.to_owned(),
             traffic: Traffic::default(),
             dns_queries: Cell::new(0),
+            echoes: Cell::new(0),
         })
     }
 
@@ -193,11 +195,32 @@ impl Flows {
         }
     }
 
-    /// Answers for our own addresses only: whether a cluster address answers is not known here.
-    fn on_echo(&self, request: EchoRequest) {
+    /// Answers for our own addresses; for others the manager has to ask. Over the limit a ping is lost.
+    fn on_echo(self: &Rc<Self>, request: EchoRequest) {
         if request.dst == self.resolver.address().ip() {
             self.stack.borrow_mut().reply_echo(request);
+        } else if address::is_own(request.dst) {
+            self.stack.borrow_mut().refuse_echo(&request, Unreachable::Host);
+        } else if self.echoes.get() < limits::MAX_ECHOES {
+            self.echoes.set(self.echoes.get() + 1);
+            let flows = Rc::clone(self);
+            drop(spawn_local(async move { flows.serve_echo(request).await }));
         }
+    }
+
+    async fn serve_echo(&self, request: EchoRequest) {
+        let asked = self.tunnel.echo(canonical(request.dst), request.payload.clone());
+        match timeout(limits::ECHO_TIMEOUT, asked).await {
+            Ok(Ok(payload)) => self.stack.borrow_mut().reply_echo(EchoRequest { payload, ..request }),
+            Ok(Err(error)) => {
+                tracing::debug!(dst = %request.dst, %error, "ping not answered");
+                if let Some(reason) = no_echo(error.class()) {
+                    self.stack.borrow_mut().refuse_echo(&request, reason);
+                }
+            }
+            Err(_) => {}
+        }
+        self.echoes.set(self.echoes.get() - 1);
     }
 
     async fn serve_query(&self, key: FlowKey, query: Bytes) {
@@ -467,6 +490,19 @@ fn unreachable(class: ErrorClass) -> Unreachable {
         ErrorClass::Denied => Unreachable::Prohibited,
         ErrorClass::HostUnreachable | ErrorClass::NameNotFound | ErrorClass::TimedOut => Unreachable::Host,
         ErrorClass::Refused | ErrorClass::Reset | ErrorClass::Failed | ErrorClass::Exhausted => Unreachable::Port,
+    }
+}
+
+/// What a ping is told that was not answered: what somebody in the cluster said of the address, or nothing.
+fn no_echo(class: ErrorClass) -> Option<Unreachable> {
+    match class {
+        ErrorClass::HostUnreachable | ErrorClass::NetUnreachable | ErrorClass::Denied => Some(unreachable(class)),
+        ErrorClass::Refused
+        | ErrorClass::Reset
+        | ErrorClass::TimedOut
+        | ErrorClass::NameNotFound
+        | ErrorClass::Exhausted
+        | ErrorClass::Failed => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The tunnel as flows see it: a lane that may be away for a while and comes back.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -49,6 +50,14 @@ impl Tunnel {
     /// The manager's refusal, or that the tunnel is down.
     pub(crate) async fn resolve(&self, query: Bytes) -> Result<Bytes, FlowOpenError> {
         self.with_lane(DNS_LANE_WAIT, async |lane| lane.resolve(query.clone()).await).await
+    }
+
+    /// Has the manager ping `dst` with `data`, and returns the data of the reply. Without a lane nothing is asked.
+    ///
+    /// # Errors
+    /// [`FlowOpenError`] when there was no reply.
+    pub(crate) async fn echo(&self, dst: IpAddr, data: Bytes) -> Result<Bytes, FlowOpenError> {
+        self.with_lane(Duration::ZERO, async |lane| lane.echo(dst, data.clone()).await).await
     }
 
     /// Does something on the lane that is up, and again on the next one when that one was lost: nothing has come of it.

@@ -201,7 +201,7 @@ where
                 None => return Ok(()),
                 Some(Err(error)) => return Err(error),
                 Some(Ok(Incoming::Open(_, responder))) => responder.refuse(&not_for_agents()),
-                Some(Ok(Incoming::Resolve(request))) => drop(request),
+                Some(Ok(Incoming::Resolve(request) | Incoming::Echo(_, request))) => request.refuse(&not_for_agents()),
                 Some(Ok(Incoming::Control(control))) => {
                     let stopping = services.stopping.clone();
                     tasks.spawn(async move {

@@ -10,6 +10,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey};
+use tp_protocol::limits::MAX_ECHOES;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 
 use super::{Event, LaneId, SessionId, SessionLimits, Sessions};
@@ -84,6 +85,8 @@ pub struct Budget {
     pub flows: Arc<Semaphore>,
     /// One permit per dial under way.
     pub dials: Semaphore,
+    /// One permit per ping without an answer yet.
+    pub echoes: Arc<Semaphore>,
 }
 
 /// A lane's place in its session. Dropping it closes the lane in the registry.
@@ -144,6 +147,7 @@ impl Hub {
             Arc::new(Budget {
                 flows: Arc::new(Semaphore::new(limits.flows)),
                 dials: Semaphore::new(limits.pending_dials),
+                echoes: Arc::new(Semaphore::new(MAX_ECHOES)),
             })
         });
         let ticket = Ticket {

@@ -4,6 +4,7 @@
 
 mod agents;
 mod control;
+mod echo;
 mod flows;
 mod hello;
 mod stage;

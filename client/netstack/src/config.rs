@@ -17,6 +17,9 @@ pub struct NetstackConfig {
     pub fin_wait: Duration,
     /// An accepted flow waits so long for the end of the handshake.
     pub handshake: Duration,
+    /// A SYN that waits longer gives its place to a new one when there is none left. A destination in a cluster that
+    /// answers at all does so within milliseconds.
+    pub syn_patience: Duration,
     /// A closed 4-tuple is remembered so long, to acknowledge a retransmitted FIN.
     pub time_wait: Duration,
     /// Fragments of one datagram must arrive within this time.
@@ -30,7 +33,7 @@ pub struct NetstackConfig {
 pub struct Limits {
     /// TCP flows with rings. SYNs above it are dropped, so the container tries again.
     pub flows: usize,
-    /// SYNs waiting for an answer; each takes some 200 bytes.
+    /// SYNs waiting for an answer; each takes some 200 bytes. As many again may be given up and their ids not given back.
     pub pending_syns: usize,
     /// UDP associations.
     pub associations: usize,
@@ -44,7 +47,7 @@ pub struct Limits {
     pub outgoing_bytes: usize,
     /// RSTs, ACKs and ICMP errors waiting for the TUN.
     pub replies: usize,
-    /// Echo requests and served datagrams waiting for [`crate::Netstack::poll_event`].
+    /// Echo requests, served datagrams and new associations waiting for [`crate::Netstack::poll_event`].
     pub events: usize,
     /// Closed 4-tuples remembered; the oldest is forgotten first.
     pub time_waits: usize,
@@ -92,6 +95,7 @@ impl Default for NetstackConfig {
             association_unanswered: Duration::from_secs(30),
             fin_wait: Duration::from_secs(60),
             handshake: Duration::from_secs(60),
+            syn_patience: Duration::from_millis(250),
             time_wait: Duration::from_secs(10),
             reassembly: Duration::from_secs(5),
             seed: 0,
@@ -103,7 +107,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 16_384,
-            pending_syns: 2_048,
+            // A manager dials 1,024 destinations at once for one session, so none of these waits for another's dial.
+            pending_syns: 1_000,
             associations: 8_192,
             association_queue: 256,
             association_bytes: 16 << 20,

@@ -12,7 +12,8 @@ pub enum Event {
     /// A SYN arrived and is held: answer with [`crate::Netstack::accept`] or [`crate::Netstack::refuse`].
     ///
     /// The container's retransmitted SYNs do not repeat the event. When the container gives up first, or opens the
-    /// same 4-tuple anew, [`crate::Netstack::poll_reset`] becomes ready; the id still has to be given back.
+    /// same 4-tuple anew, or the SYN has waited long and others need its place, [`crate::Netstack::poll_reset`] becomes
+    /// ready; the id still has to be given back.
     TcpSyn { flow: FlowId, key: FlowKey },
     /// The first datagram of a new association arrived: read it with [`crate::Netstack::poll_recv_datagram`].
     UdpAssociation { association: AssociationId, key: FlowKey },

@@ -1,6 +1,10 @@
 //! One TCP flow, from its SYN to its last packet.
 
-use std::{collections::HashMap, task::Waker, time::Instant};
+use std::{
+    collections::{BTreeSet, HashMap},
+    task::Waker,
+    time::Instant,
+};
 
 use smoltcp::socket::tcp::State;
 
@@ -18,7 +22,8 @@ pub(crate) struct Flows {
     /// Only looked up, never iterated, so its order does not matter.
     pub(crate) by_key: HashMap<FlowKey, Known>,
     pub(crate) rings: Rings,
-    pub(crate) held: usize,
+    /// When the SYNs that wait for an answer came, and the indexes of their flows.
+    pub(crate) held: BTreeSet<(Instant, u32)>,
     pub(crate) open: usize,
     pub(crate) time_waits: usize,
 }
@@ -44,6 +49,8 @@ pub(crate) struct TimeWait {
 pub(crate) struct Flow {
     pub(crate) key: FlowKey,
     pub(crate) generation: u32,
+    /// When the SYN came.
+    pub(crate) since: Instant,
     pub(crate) state: FlowState,
     pub(crate) ending: Ending,
     /// Waits in the queue for egress.
@@ -59,7 +66,7 @@ pub(crate) enum FlowState {
     Held(HeldSyn),
     /// There is a connection, or was one: then received bytes may be left.
     Open(Stream),
-    /// The container gave up before it was answered.
+    /// The container gave up before it was answered, or was given up for others.
     GivenUp,
 }
 
@@ -105,7 +112,12 @@ pub(crate) struct Sent {
 
 impl Flows {
     pub(crate) fn new(rings: Rings) -> Self {
-        Self { table: Slab::new(), by_key: HashMap::new(), rings, held: 0, open: 0, time_waits: 0 }
+        Self { table: Slab::new(), by_key: HashMap::new(), rings, held: BTreeSet::new(), open: 0, time_waits: 0 }
+    }
+
+    /// Flows that the container gave up, or that were given up for it, and whose owner has not given the id back.
+    pub(crate) fn given_up(&self) -> usize {
+        self.table.len() - self.open - self.held.len()
     }
 
     /// Lets go of the 4-tuple if it still stands for the flow at `index`.
@@ -117,10 +129,11 @@ impl Flows {
 }
 
 impl Flow {
-    pub(crate) fn new(key: FlowKey, syn: HeldSyn) -> Self {
+    pub(crate) fn new(key: FlowKey, syn: HeldSyn, since: Instant) -> Self {
         Self {
             key,
             generation: 0,
+            since,
             state: FlowState::Held(syn),
             ending: Ending::Owned,
             is_dirty: false,

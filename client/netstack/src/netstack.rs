@@ -25,6 +25,9 @@ use crate::{
     virtio::{self, VIRTIO_HEADER_BYTES},
 };
 
+/// Deadlines of what is gone that are kept, beside one for each of what is there: they go when they are due.
+const STALE_DEADLINES_MAX: usize = 1 << 12;
+
 /// Ends the TCP flows and UDP associations of any number of TUN devices. See the crate's documentation for the driver.
 ///
 /// Flow methods take effect on the wire at the next [`Netstack::poll_transmit`].
@@ -123,6 +126,25 @@ impl Netstack {
                 Rejected::Unsupported => self.stats.unsupported += 1,
             }
         }
+        self.trim_deadlines();
+    }
+
+    /// Forgets the deadlines of what is gone, when they have become more than those of what is there.
+    fn trim_deadlines(&mut self) {
+        let (flows, associations) = (&mut self.flows.table, &mut self.associations);
+        if self.timers.len() <= STALE_DEADLINES_MAX + 2 * (flows.len() + associations.len()) {
+            return;
+        }
+        self.timers.retain(|at, target| match target {
+            Target::Flow { index, generation } => {
+                flows.get_mut(index, generation).is_some_and(|flow| flow.armed.is_at(at))
+            }
+            Target::Association { index, generation } => {
+                let association = associations.get_mut(AssociationId { index, generation });
+                association.is_some_and(|association| association.armed.is_at(at))
+            }
+            Target::TimeWaits | Target::SpareRings => true,
+        });
     }
 
     fn try_handle(&mut self, tun: TunId, offload: Offload, packet: &[u8]) -> Result<(), Rejected> {
@@ -276,9 +298,12 @@ impl Netstack {
     pub fn usage(&self) -> Usage {
         Usage {
             flows: self.flows.open,
-            pending_syns: self.flows.held,
+            pending_syns: self.flows.held.len(),
+            given_up: self.flows.given_up(),
             time_waits: self.flows.time_waits,
             associations: self.associations.len(),
+            events: self.events.len(),
+            deadlines: self.timers.len(),
             ring_bytes: self.flows.rings.bytes(),
         }
     }

@@ -25,6 +25,8 @@ pub struct Stats {
     pub flows_opened: u64,
     /// SYNs dropped because of a limit.
     pub syns_dropped: u64,
+    /// SYNs that were held and gave their place to another.
+    pub syns_given_up: u64,
     /// Flows that the container reset.
     pub resets_in: u64,
     /// Flows that this side reset or refused.
@@ -54,10 +56,16 @@ pub struct Usage {
     pub flows: usize,
     /// SYNs waiting for an answer.
     pub pending_syns: usize,
+    /// Flows that ended before they were answered, and whose ids have not been given back.
+    pub given_up: usize,
     /// Closed 4-tuples remembered.
     pub time_waits: usize,
     /// UDP associations.
     pub associations: usize,
+    /// Events that have not been taken.
+    pub events: usize,
+    /// Deadlines that are kept, those of what is gone included.
+    pub deadlines: usize,
     /// Bytes of the rings of all flows, and of spare ones.
     pub ring_bytes: usize,
 }

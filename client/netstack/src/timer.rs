@@ -49,12 +49,27 @@ impl Timers {
         self.heap.pop().map(|Reverse(entry)| entry)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Forgets the entries that `is_wanted` does not pick.
+    pub(crate) fn retain(&mut self, mut is_wanted: impl FnMut(Instant, Target) -> bool) {
+        self.heap.retain(|Reverse((at, target))| is_wanted(*at, *target));
+        self.heap.shrink_to(2 * self.heap.len());
+    }
+
     pub(crate) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }
 }
 
 impl Armed {
+    /// Whether an entry of the heap is the one that was armed last.
+    pub(crate) fn is_at(&self, at: Instant) -> bool {
+        self.0 == Some(at)
+    }
+
     /// Whether an entry taken from the heap is the one that was armed last; it is disarmed then.
     pub(crate) fn is_due(&mut self, at: Instant) -> bool {
         let is_due = self.0 == Some(at);

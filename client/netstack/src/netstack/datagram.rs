@@ -36,7 +36,7 @@ impl Netstack {
         }
         let index = match self.associations.find(&key) {
             Some(index) => index,
-            None if self.associations.len() < self.config.limits.associations => self.open_association(key),
+            None if self.can_open_association() => self.open_association(key),
             None => {
                 self.stats.datagrams_in_dropped += 1;
                 return Ok(());
@@ -50,6 +50,11 @@ impl Netstack {
             self.stats.datagrams_in_dropped += 1;
         }
         Ok(())
+    }
+
+    fn can_open_association(&self) -> bool {
+        let limits = &self.config.limits;
+        self.associations.len() < limits.associations && self.events.len() < limits.events
     }
 
     fn open_association(&mut self, key: FlowKey) -> u32 {

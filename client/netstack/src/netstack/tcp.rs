@@ -35,7 +35,7 @@ impl Netstack {
                 return Err(FlowError::Reset);
             }
         };
-        let key = entry.key;
+        let (key, since) = (entry.key, entry.since);
         let mut ring = self.flows.rings.take(self.flows.open);
         let socket = ring.socket_mut();
         socket.set_nagle_enabled(false);
@@ -47,7 +47,7 @@ impl Netstack {
         if let Some(entry) = self.flows.table.at_mut(flow.index) {
             entry.state = FlowState::Open(stream);
         }
-        self.flows.held -= 1;
+        self.flows.held.remove(&(since, flow.index));
         self.flows.open += 1;
         let packet = syn.to_packet(key.src, key.dst);
         if let Ok(segment) = Segment::parse(&packet[ip::header_len(key.src.ip())..]) {

@@ -2,6 +2,7 @@
 
 mod closing;
 mod datagram;
+mod flood;
 mod hostile;
 mod kernel;
 mod many;

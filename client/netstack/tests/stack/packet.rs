@@ -92,6 +92,20 @@ pub(crate) fn echo(src: IpAddr, dst: IpAddr, ident: u16, seq: u16, payload: &[u8
     packet
 }
 
+/// A whole ICMP error that quotes the packet `about`.
+pub(crate) fn icmp_error(kind: Icmpv4Message, code: u8, about: &[u8]) -> Vec<u8> {
+    let quoted = Ipv4Packet::new_checked(about).expect("the lengths fit");
+    let mut packet = ip(quoted.dst_addr().into(), quoted.src_addr().into(), IpProtocol::Icmp, 8 + about.len());
+    let start = packet.len() - 8 - about.len();
+    let message = &mut packet[start..];
+    message[8..].copy_from_slice(about);
+    let mut icmp = Icmpv4Packet::new_unchecked(message);
+    icmp.set_msg_type(kind);
+    icmp.set_msg_code(code);
+    icmp.fill_checksum();
+    packet
+}
+
 /// An IP header, and room for its payload.
 pub(crate) fn ip(src: IpAddr, dst: IpAddr, protocol: IpProtocol, payload_len: usize) -> Vec<u8> {
     let repr = IpRepr::new(src.into(), dst.into(), protocol, payload_len, 64);

@@ -92,7 +92,7 @@ impl Netstack {
         let Some(flow) = self.flows.table.remove(index) else { return };
         self.flows.forget_key(&flow.key, index);
         match flow.state {
-            FlowState::Held(_) => self.flows.held -= 1,
+            FlowState::Held(_) => drop(self.flows.held.remove(&(flow.since, index))),
             FlowState::Open(stream) => {
                 self.flows.open -= 1;
                 let rings = &mut self.flows.rings;

@@ -49,20 +49,39 @@ impl Netstack {
 
     fn on_syn(&mut self, key: &FlowKey, packet: &IpPacket<'_>) -> Result<(), Rejected> {
         let syn = HeldSyn::parse(packet)?;
-        let limits = &self.config.limits;
-        if self.flows.held >= limits.pending_syns || self.flows.held + self.flows.open >= limits.flows {
+        if !self.make_room_for_syn() {
             self.stats.syns_dropped += 1;
             return Ok(());
         }
-        let (index, generation) = self.flows.table.insert(Flow::new(*key, syn));
+        let (index, generation) = self.flows.table.insert(Flow::new(*key, syn, self.now));
         if let Some(flow) = self.flows.table.at_mut(index) {
             flow.generation = generation;
         }
         self.flows.by_key.insert(*key, Known::Flow(index));
-        self.flows.held += 1;
+        self.flows.held.insert((self.now, index));
         self.stats.flows_opened += 1;
         self.events.push_back(Event::TcpSyn { flow: FlowId { index, generation }, key: *key });
         Ok(())
+    }
+
+    /// Whether one more SYN can be held. If need be, the oldest is given up, when it has had its time: so destinations that
+    /// do not answer (a scan, a flood) never keep out those that do.
+    fn make_room_for_syn(&mut self) -> bool {
+        let limits = &self.config.limits;
+        if self.flows.table.len() >= limits.flows || self.flows.given_up() >= limits.pending_syns {
+            return false;
+        }
+        if self.flows.held.len() < limits.pending_syns {
+            return true;
+        }
+        match self.flows.held.first().copied() {
+            Some((since, oldest)) if self.now >= since + self.config.syn_patience => {
+                self.stats.syns_given_up += 1;
+                self.give_up(oldest);
+                true
+            }
+            Some(_) | None => false,
+        }
     }
 
     fn on_time_wait_segment(
@@ -226,13 +245,13 @@ impl Netstack {
         self.detach(index);
     }
 
-    /// The container does not want the held SYN answered any more.
+    /// The held SYN is not answered any more.
     fn give_up(&mut self, index: u32) {
         let Some(flow) = self.flows.table.at_mut(index) else { return };
         flow.state = FlowState::GivenUp;
         flow.on_reset();
-        let key = flow.key;
-        self.flows.held -= 1;
+        let (key, since) = (flow.key, flow.since);
+        self.flows.held.remove(&(since, index));
         self.flows.forget_key(&key, index);
     }
 

@@ -6,6 +6,7 @@
 //! remembered is answered with SERVFAIL, never with silence.
 
 mod cache;
+mod query;
 mod route;
 mod upstream;
 
@@ -14,11 +15,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
-use hickory_proto::serialize::binary::BinEncodable;
+use hickory_proto::op::ResponseCode;
 use tokio::time::timeout;
 
 use self::cache::Cache;
+use self::query::Query;
 use self::route::Route;
 pub(crate) use self::route::Zones;
 pub(crate) use self::upstream::Upstreams;
@@ -27,9 +28,6 @@ use crate::daemon::tunnel::Tunnel;
 /// How long a cluster query may take. glibc and musl ask again after 5 s (resolv.conf(5), `timeout`).
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Largest answer over UDP to a query without EDNS (RFC 1035 section 4.2.1).
-const PLAIN_UDP_BYTES: usize = 512;
-
 /// Answers DNS queries of the containers.
 pub(crate) struct Resolver {
     address: SocketAddr,
@@ -37,13 +35,6 @@ pub(crate) struct Resolver {
     zones: RefCell<Zones>,
     upstreams: Upstreams,
     cache: RefCell<Cache>,
-}
-
-/// A parsed query: what is needed to route it and to answer it ourselves.
-struct Query {
-    message: Message,
-    name: String,
-    udp_limit_bytes: usize,
 }
 
 impl Resolver {
@@ -123,44 +114,6 @@ impl Resolver {
         };
         // Docker answers NOERROR without records for single labels it does not know.
         answer.filter(|a| has_answers(a)).unwrap_or_else(|| query.refused(ResponseCode::NXDomain))
-    }
-}
-
-impl Query {
-    /// `None` for what is not a query with one question: such datagrams are dropped.
-    fn parse(raw: &[u8]) -> Option<Self> {
-        let message = Message::from_vec(raw).ok()?;
-        let [question] = message.queries.as_slice() else {
-            return None;
-        };
-        if message.metadata.message_type != MessageType::Query {
-            return None;
-        }
-        let name = question.name().to_lowercase().to_ascii();
-        let udp_limit_bytes =
-            message.edns.as_ref().map_or(PLAIN_UDP_BYTES, |edns| usize::from(edns.max_payload()).max(PLAIN_UDP_BYTES));
-        Some(Self { message, name, udp_limit_bytes })
-    }
-
-    /// An answer of our own without records.
-    fn refused(&self, code: ResponseCode) -> Bytes {
-        self.answer_with(|response| response.metadata.response_code = code)
-    }
-
-    /// An answer without records and with the TC bit: the asker comes back over TCP.
-    fn truncated(&self) -> Bytes {
-        self.answer_with(|response| response.metadata.truncation = true)
-    }
-
-    fn answer_with(&self, change: impl FnOnce(&mut Message)) -> Bytes {
-        let mut response = Message::response(self.message.metadata.id, self.message.metadata.op_code);
-        response.metadata.recursion_desired = self.message.metadata.recursion_desired;
-        response.metadata.recursion_available = true;
-        response.add_queries(self.message.queries.iter().cloned());
-        // Our own payload size, and none of the asker's options (RFC 6891 section 6.1.1).
-        response.edns = self.message.edns.as_ref().map(|_| Edns::new());
-        change(&mut response);
-        response.to_bytes().map(Bytes::from).unwrap_or_default()
     }
 }
 

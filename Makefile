@@ -1,7 +1,7 @@
 # Every recipe is a script of tests/, which says what it does and can be run by itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help build images cluster cluster-down demo test bench lint clean
+.PHONY: help build images cluster cluster-down demo test bench fuzz lint clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,5 +30,8 @@ cluster-down: ## Remove that cluster and its traces
 bench: images ## Figures: direct route, kubectl port-forward and tp side by side
 	@tests/bench.sh
 
+fuzz: ## Look for network bytes that break something, 20 s for each parser; tests/fuzz.sh --seconds N for longer
+	@tests/fuzz.sh
+
 clean: ## Remove what was built here; images and caches go with `tests/cluster/cluster.sh purge`
-	@rm -rf dist target .tmp
+	@rm -rf dist target .tmp fuzz/target fuzz/artifacts

@@ -6,6 +6,8 @@
 //! remembered is answered with SERVFAIL, never with silence.
 
 mod cache;
+#[cfg(test)]
+mod corpus;
 mod query;
 mod route;
 mod upstream;

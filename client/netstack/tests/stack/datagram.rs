@@ -255,7 +255,7 @@ fn echo_is_an_event_and_answered_on_demand() {
 }
 
 /// Cuts a packet as the kernel does.
-fn fragments(whole: &[u8], mtu: usize, ident: u32) -> Vec<Vec<u8>> {
+pub(crate) fn fragments(whole: &[u8], mtu: usize, ident: u32) -> Vec<Vec<u8>> {
     let is_ipv4 = whole[0] >> 4 == 4;
     let header_len = if is_ipv4 { 20 } else { 40 };
     let (header, payload) = whole.split_at(header_len);

@@ -90,7 +90,7 @@ fn checksums_are_trusted_when_the_device_vouches_for_them() {
 }
 
 /// Opens a connection whose sequence numbers are known: the container's next is 100, the stack's is returned.
-fn open_by_hand(net: &mut Net) -> (FlowId, u32) {
+pub(crate) fn open_by_hand(net: &mut Net) -> (FlowId, u32) {
     net.deliver(&packet::tcp(client(4000), server(), TcpControl::Syn, 99, None));
     let Some(Event::TcpSyn { flow, .. }) = net.events.pop() else { panic!("no SYN") };
     net.stack.accept(flow).expect("the SYN is held");

@@ -1,11 +1,13 @@
 //! The stack against a second TCP/IP stack that plays the container's kernel, over packets in memory and a fake clock.
 
 mod closing;
+mod corpus;
 mod datagram;
 mod flood;
 mod hostile;
 mod kernel;
 mod many;
+mod mutation;
 mod net;
 mod opening;
 mod packet;

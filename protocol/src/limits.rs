@@ -11,8 +11,8 @@ pub const MAX_CONTROL_BYTES: usize = 1 << 20;
 /// Largest DNS message (RFC 1035 section 4.2.2: the TCP length prefix is 16 bits).
 pub const MAX_DNS_BYTES: usize = 65_535;
 
-/// Largest UDP payload over IPv4: 65,535 less 20 bytes of IP header and 8 of UDP header (RFC 768).
-pub const MAX_DATAGRAM_BYTES: usize = 65_507;
+/// Largest UDP payload, which is IPv6's: 65,535 less 8 bytes of UDP header (RFC 8200 section 3). IPv4's is 20 bytes less.
+pub const MAX_DATAGRAM_BYTES: usize = 65_527;
 
 /// Pings of one session that may be without an answer at once, at both ends; more are as good as lost. With data of the
 /// largest size they hold 16 MiB.

@@ -194,28 +194,30 @@ async fn flows_over_the_limit_are_refused_until_one_ends() {
 async fn datagrams_of_every_size_come_back() {
     let mut stage = Stage::new();
     let client = stage.client().await;
-    let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let open = Open::new(Transport::Udp, echo.local_addr().unwrap());
-    let (mut sender, mut receiver) = soon(client.lane.open(&open)).await.unwrap().split();
-    let mut decoder = CapsuleDecoder::default();
-    for len in [0, 1, 1_472, 9_000, 65_507] {
-        let payload = vec![0xa5; len];
-        let mut capsule = BytesMut::new();
-        datagram::encode(&payload, &mut capsule);
-        sender.send_all(capsule.freeze()).await.unwrap();
-        let mut buffer = vec![0; 65_536];
-        let (received, peer) = soon(echo.recv_from(&mut buffer)).await.unwrap();
-        assert_eq!(received, len);
-        echo.send_to(&buffer[..received], peer).await.unwrap();
-        let back = loop {
-            if let Some(back) = decoder.poll_datagram().unwrap() {
-                break back;
-            }
-            let data = soon(receiver.data()).await.unwrap().unwrap();
-            receiver.release(data.len());
-            decoder.handle_input(&data);
-        };
-        assert_eq!(back, payload);
+    for (address, longest) in [("127.0.0.1:0", 65_507), ("[::1]:0", 65_527)] {
+        let echo = UdpSocket::bind(address).await.unwrap();
+        let open = Open::new(Transport::Udp, echo.local_addr().unwrap());
+        let (mut sender, mut receiver) = soon(client.lane.open(&open)).await.unwrap().split();
+        let mut decoder = CapsuleDecoder::default();
+        for len in [0, 1, 1_472, 9_000, longest] {
+            let payload = vec![0xa5; len];
+            let mut capsule = BytesMut::new();
+            datagram::encode(&payload, &mut capsule);
+            sender.send_all(capsule.freeze()).await.unwrap();
+            let mut buffer = vec![0; 65_536];
+            let (received, peer) = soon(echo.recv_from(&mut buffer)).await.unwrap();
+            assert_eq!(received, len);
+            echo.send_to(&buffer[..received], peer).await.unwrap();
+            let back = loop {
+                if let Some(back) = decoder.poll_datagram().unwrap() {
+                    break back;
+                }
+                let data = soon(receiver.data()).await.unwrap().unwrap();
+                receiver.release(data.len());
+                decoder.handle_input(&data);
+            };
+            assert_eq!(back, payload);
+        }
     }
 }
 

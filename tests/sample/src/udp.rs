@@ -2,8 +2,8 @@
 
 use tokio::net::UdpSocket;
 
-/// Largest payload of a UDP datagram over IPv4: 65,535 - 20 (IP header) - 8 (UDP header), RFC 768.
-const DATAGRAM_BYTES_MAX: usize = 65_507;
+/// Largest payload of a UDP datagram, which is IPv6's: 65,535 - 8 (UDP header), RFC 8200 section 3.
+const DATAGRAM_BYTES_MAX: usize = 65_527;
 
 /// Sends every datagram back to its sender. Errors concern single datagrams (an ICMP answer to an earlier echo).
 pub(crate) async fn echo(socket: UdpSocket) {

@@ -20,6 +20,7 @@ use crate::config::{self, Config, Pod};
 use crate::policy::{Nodes, Own, Policy};
 use crate::subnet::{SUBNETS_MAX, cover};
 
+pub(crate) mod gateways;
 mod probe;
 pub(crate) mod resolv;
 mod views;
@@ -172,10 +173,16 @@ impl Facts {
             nodes.addresses.extend(&facts.addresses);
             // Where a node has a bridge for its pods, its address there is the first, or the subnet's own (flannel).
             nodes.gateways.extend(facts.pod_subnets.iter().map(IpNet::network));
-            nodes.gateways.extend(facts.pod_subnets.iter().filter_map(|net| net.hosts().next()));
+            nodes.gateways.extend(facts.pod_subnets.iter().filter_map(first_host));
         }
         self.policy.nodes = nodes;
     }
+}
+
+/// Returns the first address behind the subnet's own.
+fn first_host(net: &IpNet) -> Option<IpAddr> {
+    // Of IPv6, `hosts` yields the subnet's own address too: it is the routers' (RFC 4291 section 2.6.1).
+    net.hosts().find(|&ip| ip != net.network())
 }
 
 /// Returns configured subnets; `None` when there are none.
@@ -186,21 +193,6 @@ fn configured(subnets: &[IpNet]) -> Option<BTreeSet<IpNet>> {
 /// Returns the few subnets that clients are told, as text.
 fn strings(subnets: impl IntoIterator<Item = IpNet>) -> Vec<String> {
     cover(subnets, SUBNETS_MAX).iter().map(ToString::to_string).collect()
-}
-
-/// Returns the IPv4 next hops in `/proc/net/route` (proc(5)): hexadecimal, in network byte order on a little-endian
-/// machine.
-pub(crate) fn gateways(route_table: &str) -> Vec<IpAddr> {
-    let mut gateways: Vec<IpAddr> = route_table
-        .lines()
-        .skip(1)
-        .filter_map(|line| line.split_whitespace().nth(2))
-        .filter_map(|hex| u32::from_str_radix(hex, 16).ok())
-        .filter(|&gateway| gateway != 0)
-        .map(|gateway| IpAddr::from(gateway.to_ne_bytes()))
-        .collect();
-    gateways.dedup();
-    gateways
 }
 
 #[cfg(test)]
@@ -292,19 +284,21 @@ mod tests {
     }
 
     #[test]
+    fn a_nodes_bridge_is_refused_on_kubelet_ports_in_both_families() {
+        let mut facts = facts(config::Cluster::default());
+        facts.on_nodes(nodes(&["10.244.1.0/24", "fd00:10:244:1::/64"]));
+        let denied = |dst: &str| facts.policy().check(dst.parse().unwrap()).is_err();
+        for bridge in ["10.244.1.0", "10.244.1.1", "[fd00:10:244:1::]", "[fd00:10:244:1::1]"] {
+            assert!(denied(&format!("{bridge}:10250")) && !denied(&format!("{bridge}:8080")), "{bridge}");
+        }
+        assert!(!denied("[fd00:10:244:1::2]:10250"));
+    }
+
+    #[test]
     fn the_own_service_is_refused_once_it_is_known() {
         let mut facts = facts(config::Cluster::default());
         facts.on_own_service(ips(&["10.96.5.5"]));
         assert!(facts.policy().check("10.96.5.5:7443".parse().unwrap()).is_err());
         assert!(facts.policy().check("10.244.0.9:7480".parse().unwrap()).is_err());
-    }
-
-    #[test]
-    fn next_hops_of_the_pods_routes_are_read() {
-        let table = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n\
-            eth0\t00000000\t0100F40A\t0003\t0\t0\t0\t00000000\n\
-            eth0\t0000F40A\t00000000\t0001\t0\t0\t0\t00FFFFFF\n";
-        assert_eq!(gateways(table), ["10.244.0.1".parse::<IpAddr>().unwrap()]);
-        assert!(gateways("").is_empty());
     }
 }

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
 use crate::agents::listener::{self as agents_listener, AgentServices};
+use crate::cluster::Facts;
+use crate::cluster::gateways::{IPV4_ROUTES, IPV6_ROUTES, gateways};
 use crate::cluster::resolv::{RESOLV_CONF, ResolvConf};
 use crate::cluster::watch::{self as cluster_watch, Published};
-use crate::cluster::{Facts, gateways};
 use crate::config::{Config, Limits, Pod, Timeouts};
 use crate::dial::Dialer;
 use crate::dns::Forwarder;
@@ -33,9 +34,6 @@ const BACKLOG: u32 = 1_024;
 
 /// Wait before a task that panicked is started again, so that a bug does not spin.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
-
-/// Where Linux tells the IPv4 routes.
-const ROUTES: &str = "/proc/net/route";
 
 /// The manager cannot start, or a part of it that it cannot do without has ended.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +78,8 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     let client = Client::try_from(kube::Config::incluster()?)?;
     let resolv = ResolvConf::parse(&read(RESOLV_CONF)?);
     let nameservers = Forwarder::with_default_port(&resolv.nameservers);
-    let facts = Facts::new(&config, &pod, resolv, gateways(&read(ROUTES)?));
+    let ipv6_routes = std::fs::read_to_string(IPV6_ROUTES).unwrap_or_default();
+    let facts = Facts::new(&config, &pod, resolv, gateways(&read(IPV4_ROUTES)?, &ipv6_routes));
     let published = Published::new(&facts);
     let stopping = CancellationToken::new();
     tracing::info!(version = VERSION, pod = pod.name, namespace = pod.namespace, "tp-manager starts");

@@ -204,6 +204,7 @@ check_kernel() {
   feature TUN tun sh -c 'ip tuntap add mode tun name tp-check || exit 1'
   feature veth veth sh -c 'ip link add tp-check type veth || exit 1'
   feature overlayfs overlay sh -c 'grep -qw overlay /proc/filesystems || exit 1'
+  feature IPv6 ipv6 sh -c 'test -d /proc/sys/net/ipv6 || exit 1'
   feature FUSE fuse sh -c 'test -c /dev/fuse || exit 1'
   feature nftables nf_tables sh -c 'iptables -t nat -A OUTPUT -j RETURN || exit 1'
 }

@@ -6,8 +6,9 @@ usage: tests/cluster/cluster.sh COMMAND [--name NAME] [OPTIONS]
 
   up            bring the cluster up; a running, healthy one is kept. Prints the paths of both kubeconfigs
       --nodes N             nodes (default 1); a running cluster grows to N
-      --pod-cidr CIDR       default 10.244.0.0/16; a /24 of it per node
-      --service-cidr CIDR   default 10.96.0.0/16; it ends in .0
+      --pod-cidr CIDR[,CIDR]      default 10.244.0.0/16,fd00:10:244::/56; a /24 and a /64 of it per node
+      --service-cidr CIDR[,CIDR]  default 10.96.0.0/16,fd00:10:96::/112; the first ends in .0
+                            IPv4 alone, or IPv4 and IPv6, and both options alike
   down          remove it and all its traces, but for the images it is made from
   load IMAGE..  put images of the local engine into every node, as docker.io/local/NAME:TAG, and restart pods
                 that run an earlier build of them
@@ -67,7 +68,8 @@ samples() {
 command=${1:-help}
 [ $# = 0 ] || shift
 # shellcheck disable=SC2034 # own.sh's
-name=${TP_CLUSTER:-tp-test} nodes=1 pod_cidr=10.244.0.0/16 service_cidr=10.96.0.0/16
+name=${TP_CLUSTER:-tp-test} nodes=1
+pod_cidr=10.244.0.0/16,fd00:10:244::/56 service_cidr=10.96.0.0/16,fd00:10:96::/112
 rest=()
 [ "$command" != kubectl ] || { rest=("$@") && set --; }
 while [ $# -gt 0 ]; do
@@ -83,7 +85,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $name in *[!a-z0-9-]* | -* | '') die "a cluster's name is lower-case letters, digits and dashes, not \`$name\`" ;; esac
-case $service_cidr in *.0/*) ;; *) die "the service CIDR must end in .0, not $service_cidr" ;; esac
+case $service_cidr in *.0/*) ;; *) die "the service CIDR must end in .0, not ${service_cidr%%,*}" ;; esac
+families() { case $1 in *.*,*:*) echo both ;; *,* | *:*) echo other ;; *) echo ipv4 ;; esac; }
+case $(families "$pod_cidr"),$(families "$service_cidr") in
+  both,both | ipv4,ipv4) ;;
+  *) die "pods and services get an IPv4 CIDR each, or IPv4,IPv6 each, not $pod_cidr and $service_cidr" ;;
+esac
 state=$TP_CACHE/clusters/$name
 
 # Which kind of cluster it is: a context given, kind, or one of ours.

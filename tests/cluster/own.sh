@@ -47,15 +47,20 @@ fail_with_logs() {
   die "$1; the ends of its logs are above"
 }
 
-# A /24 of the pods' network is on each node; every node knows the way to the others'.
+# A /24 and a /64 of the pods' networks are on each node; every node knows the way to the others'. The engine's network
+# has no IPv6, so that the next hop is a node's link-local address.
 connect_nodes() {
-  local all from to cidr
+  local all from to cidr via
   all=$(nodes)
   [ "$(wc -w <<<"$all")" -gt 1 ] || return 0
   for to in $all; do
     for cidr in $(kube get node "$to" -o 'jsonpath={.spec.podCIDRs[*]}'); do
+      case $cidr in
+        *:*) via=$(in_node "$to" ip -6 -o address show dev eth0 scope link | awk '{sub("/.*", "", $4); print $4}') ;;
+        *) via=$(node_ip "$to") ;;
+      esac
       for from in $all; do
-        [ "$from" = "$to" ] || in_node "$from" ip route replace "$cidr" via "$(node_ip "$to")"
+        [ "$from" = "$to" ] || in_node "$from" ip route replace "$cidr" via "$via" dev eth0
       done
     done
   done

@@ -5,6 +5,7 @@
 mod errors;
 mod host;
 mod install;
+mod ipv6;
 mod names;
 mod network;
 mod resume;

@@ -64,10 +64,12 @@ fn http1_and_http2_carry_bodies_and_headers_both_ways() {
 #[test]
 fn cluster_sees_the_manager_as_peer() {
     let test = Test::beside_others();
-    let report = test.shared().sh("curl -sS --max-time 5 http://web/").json();
-    let manager = kubectl::pod_ip(&given().manager_namespace, "app.kubernetes.io/name=tp-manager");
-    let peer = report["peer"].as_str().expect("the report names the peer");
-    assert!(peer.starts_with(&format!("{manager}:")), "{peer}, and not the manager at {manager}");
+    for manager in kubectl::pod_ips(&given().manager_namespace, "app.kubernetes.io/name=tp-manager") {
+        let family = if manager.is_ipv4() { "-4" } else { "-6" };
+        let report = test.shared().sh(&format!("curl -sS {family} --max-time 5 http://web/")).json();
+        let peer = report["peer"].as_str().and_then(|peer| peer.parse::<SocketAddr>().ok()).expect("an address");
+        assert_eq!(peer.ip(), manager);
+    }
 }
 
 #[test]
@@ -231,23 +233,29 @@ fn reset_of_the_server_reaches_the_client_behind_the_data() {
 #[test]
 fn udp_echo_returns_datagrams_of_every_size() {
     const ECHO: &str = r#"
-        use IO::Socket::INET;
+        use IO::Socket::IP;
+        my $host = shift @ARGV;
         for my $len (@ARGV) {
-            my $s = IO::Socket::INET->new(Proto => "udp", PeerAddr => "echo:7") or die $!;
+            my $s = IO::Socket::IP->new(Proto => "udp", PeerHost => $host, PeerPort => 7) or die $@;
             my $sent = join "", map { chr(($len + $_ * 7) % 251) } 1 .. $len;
             my $got;
             local $SIG{ALRM} = sub { print "$len: no answer\n"; exit };
             alarm 5;
             defined send($s, $sent, 0) or print "$len: $!\n";
-            defined recv($s, $got, 65535, 0) or print "$len: $!\n";
+            defined recv($s, $got, 65536, 0) or print "$len: $!\n";
             alarm 0;
             print "$len: ", ($got eq $sent ? "same" : "other, " . length $got), "\n";
         }
     "#;
     let test = Test::beside_others();
-    let sizes = ["1", "512", "1472", "1473", "9000", "30000", "65507"];
-    let said = perl(test.shared().client(), ECHO, &sizes);
-    assert_eq!(said.lines().collect::<Vec<_>>(), sizes.map(|size| format!("{size}: same")));
+    for address in kubectl::service_ips("default", "echo").iter().map(ToString::to_string) {
+        // IPv4's length counts its header, IPv6's does not.
+        let longest = if address.contains('.') { "65507" } else { "65527" };
+        let sizes = ["1", "512", "1452", "1472", "1473", "9000", "30000", "65507", longest];
+        let args = [&[address.as_str()], &sizes[..]].concat();
+        let said = perl(test.shared().client(), ECHO, &args);
+        assert_eq!(said.lines().collect::<Vec<_>>(), sizes.map(|size| format!("{size}: same")), "{address}");
+    }
 }
 
 /// Pings an address from a container by the kernel's ICMP sockets, as `ping` does; one line for each length of data.

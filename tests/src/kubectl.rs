@@ -1,5 +1,6 @@
 //! kubectl, for what the administrator does in a cluster and what the plain user may not.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -83,6 +84,24 @@ pub fn port_forward(namespace: &str, object: &str, port: u16, limit: Duration) -
 pub fn pod_ip(namespace: &str, label: &str) -> String {
     let path = "jsonpath={.items[0].status.podIP}";
     admin(&["-n", namespace, "get", "pods", "-l", label, "-o", path]).ok()
+}
+
+/// All addresses of the pods that carry `label`, of both families where the cluster has both.
+#[track_caller]
+pub fn pod_ips(namespace: &str, label: &str) -> Vec<IpAddr> {
+    let path = "jsonpath={.items[*].status.podIPs[*].ip}";
+    addresses(&admin(&["-n", namespace, "get", "pods", "-l", label, "-o", path]).ok())
+}
+
+/// The cluster addresses of a service, one of each family that it has.
+#[track_caller]
+pub fn service_ips(namespace: &str, service: &str) -> Vec<IpAddr> {
+    let path = "jsonpath={.spec.clusterIPs[*]}";
+    addresses(&admin(&["-n", namespace, "get", "service", service, "-o", path]).ok())
+}
+
+fn addresses(list: &str) -> Vec<IpAddr> {
+    list.split_whitespace().map(|ip| ip.parse().expect("the API server names addresses")).collect()
 }
 
 /// The cluster address of a service.

@@ -2,8 +2,8 @@
 # PID 1 of a node container: certificates, containerd, the Kubernetes components and, on the first node, etcd and
 # CoreDNS. /etc/k8s/ready appears once the node is Ready. All output is in /var/log/k8s.
 #
-# In the environment: CLUSTER (its name), POD_CIDR, SERVICE_CIDR; on further nodes CONTROL_PLANE (address of the first),
-# whose CA the caller then copies to /etc/k8s.
+# In the environment: CLUSTER (its name), POD_CIDR, SERVICE_CIDR (IPv4, or IPv4,IPv6); on further nodes CONTROL_PLANE
+# (address of the first), whose CA the caller then copies to /etc/k8s.
 set -eu
 mkdir -p /var/log/k8s /etc/k8s /etc/containerd /etc/cni/net.d
 exec >/var/log/k8s/node.log 2>&1
@@ -13,7 +13,7 @@ name=$(hostname)
 ip=$(hostname -i | cut -d' ' -f1)
 server=https://${CONTROL_PLANE:-$ip}:6443
 # 10.96.0.0/16 -> 10.96.0.1 (the API server's Service) and 10.96.0.10 (DNS).
-service_net=${SERVICE_CIDR%/*}
+service_net=${SERVICE_CIDR%%/*}
 service_net=${service_net%0}
 dns=${service_net}10
 
@@ -50,6 +50,18 @@ for tunable in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/p
   echo "${tunable#*=}" >"$copy"
   mount --bind "$copy" "/proc/sys/$path"
 done
+
+# The engine turns IPv6 off in containers of its default network. Only pods and Services have it: the node's own address
+# is an IPv4 one. Nobody else can have a pod's address: looking for duplicates, at either end of a veth pair, would only
+# cost one to two seconds per pod. What comes before a pod's interface is made has to be a plugin with a result.
+before=''
+case $POD_CIDR in
+  *:*)
+    echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+    echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+    before='{"type": "loopback"}, {"type": "tuning", "sysctl": {"net.ipv6.conf.default.accept_dad": "0"}},'
+    ;;
+esac
 
 # --- Certificates, kubeconfigs ------------------------------------------------------------------------------------
 
@@ -166,9 +178,12 @@ for cidr in $cidrs; do
   routes+="${routes:+,}{\"dst\":\"$any\"}"
 done
 # Pods keep their addresses on the way to other pods: only what leaves the cluster is masqueraded.
-iptables -t nat -A POSTROUTING -s "$POD_CIDR" ! -d "$POD_CIDR" -j MASQUERADE
+for cidr in ${POD_CIDR/,/ }; do
+  case $cidr in *:*) tables=ip6tables ;; *) tables=iptables ;; esac
+  "$tables" -t nat -A POSTROUTING -s "$cidr" ! -d "$cidr" -j MASQUERADE
+done
 cat >/etc/cni/net.d/pods.tmp <<JSON
-{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+{"cniVersion": "0.4.0", "name": "pods", "plugins": [$before
   {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "ranges": [$ranges], "routes": [$routes]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}
 JSON

@@ -271,7 +271,7 @@ fn ping(container: &Container, address: &str, lengths: &[&str]) -> String {
             connect $s, pack_sockaddr_in(0, inet_aton($address)) or die "connect: $!";
             defined send $s, pack("CCnnna*", 8, 0, 0, 0, 1, $data), 0 or die "send: $!";
             local $SIG{ALRM} = sub { print "$len: silence\n"; exit };
-            alarm 15;
+            alarm 12;
             if (defined recv $s, my $got, 65535, 0) {
                 print "$len: ", (substr($got, 8) eq $data ? "same" : "other, " . length $got), "\n";
             } else {
@@ -286,7 +286,8 @@ fn ping(container: &Container, address: &str, lengths: &[&str]) -> String {
 #[test]
 fn pods_answer_pings_and_addresses_without_a_pod_do_not() {
     let test = Test::beside_others();
-    let client = test.shared().client();
+    let connection = test.shared();
+    let client = connection.client();
     let pod = kubectl::pod_ip("default", "app=web");
     let lengths = ["0", "56", "1472", "9000", "65507"];
     let said = ping(client, &pod, &lengths);
@@ -298,7 +299,8 @@ fn pods_answer_pings_and_addresses_without_a_pod_do_not() {
     let subnet = pod.rsplit_once('.').expect("an IPv4 address").0;
     let unused = (2..255).rev().map(|host| format!("{subnet}.{host}")).find(|ip| !pods.split(' ').any(|pod| pod == ip));
     let said = ping(client, &unused.expect("the subnet is not full"), &["56"]);
-    assert_eq!(said, "56: No route to host");
+    // Whether somebody says so is the network plugin's affair.
+    assert!(["56: silence", "56: No route to host"].contains(&&*said), "{said}");
     assert_eq!(ping(client, "198.18.77.77", &["56"]), "56: No route to host", "the TUN's own range");
 }
 

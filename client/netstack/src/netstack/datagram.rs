@@ -187,9 +187,11 @@ impl Netstack {
         Ok(())
     }
 
-    /// Answers an echo request.
+    /// Answers an echo request. A payload that is longer than the address family can carry is dropped and counted.
     pub fn reply_echo(&mut self, request: EchoRequest) {
-        if self.outbox.push_message(Message::EchoReply(request)).is_err() {
+        // The header is as long as that of a datagram.
+        let is_too_long = request.payload.len() > udp::payload_bytes_max(request.dst);
+        if is_too_long || self.outbox.push_message(Message::EchoReply(request)).is_err() {
             self.stats.datagrams_out_dropped += 1;
         }
         self.wake_driver();

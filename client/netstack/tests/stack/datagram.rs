@@ -254,6 +254,21 @@ fn echo_is_an_event_and_answered_on_demand() {
     }
 }
 
+#[test]
+fn echo_replies_longer_than_a_packet_are_dropped_and_counted() {
+    for (ends, longest) in [(ENDS[0], 65_507), (ENDS[1], 65_527)] {
+        let (src, dst) = ends();
+        let mut net = Net::new(Mode::Offload);
+        net.deliver(&packet::echo(src.ip(), dst.ip(), 7, 3, b""));
+        let Some(Event::Echo(request)) = net.events.pop() else { panic!("no echo") };
+        for (len, replies) in [(longest, 1), (longest + 1, 0)] {
+            net.stack.reply_echo(EchoRequest { payload: pattern(len, 1), ..request.clone() });
+            assert_eq!(net.collect().len(), replies, "{len}");
+        }
+        assert_eq!(net.stats().datagrams_out_dropped, 1);
+    }
+}
+
 /// Cuts a packet as the kernel does.
 pub(crate) fn fragments(whole: &[u8], mtu: usize, ident: u32) -> Vec<Vec<u8>> {
     let is_ipv4 = whole[0] >> 4 == 4;

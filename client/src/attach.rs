@@ -122,6 +122,9 @@ pub(crate) struct Connect {
     /// End the connection when this stream ends. A later `Detach` clears it.
     #[prost(bool, tag = "8")]
     pub(crate) hold: bool,
+    /// Subnets to which the machine of the container has routes, CIDR; none when the CLI cannot see that machine's.
+    #[prost(string, repeated, tag = "9")]
+    pub(crate) machine_subnets: Vec<String>,
 }
 
 /// Everything needed to talk to one API server as one user.
@@ -287,6 +290,26 @@ pub(crate) struct Status {
     /// Subnets that are never routed into the tunnel, CIDR: those of the setting `never-proxy`.
     #[prost(string, repeated, tag = "29")]
     pub(crate) excluded_subnets: Vec<String>,
+    /// Subnets that containers see as others.
+    #[prost(message, repeated, tag = "30")]
+    pub(crate) virtual_subnets: Vec<VirtualSubnet>,
+    /// Addresses outside the routed subnets that containers see as addresses of the TUN's range.
+    #[prost(uint64, tag = "31")]
+    pub(crate) virtual_addresses: u64,
+}
+
+/// A subnet of the cluster that containers see as another one.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct VirtualSubnet {
+    /// The subnet in the cluster, CIDR.
+    #[prost(string, tag = "1")]
+    pub(crate) subnet: String,
+    /// The subnet in containers, CIDR; as large.
+    #[prost(string, tag = "2")]
+    pub(crate) seen_as: String,
+    /// Why; lower-case, without a full stop.
+    #[prost(string, tag = "3")]
+    pub(crate) reason: String,
 }
 
 /// Whether the tunnel to the manager is up.

@@ -4,6 +4,7 @@
 //! extension of the kubeconfig's cluster, `TP_*` variables, flags. All of them are [`Layer`]s with the same keys.
 
 pub(crate) mod file;
+pub(crate) mod network;
 pub(crate) mod value;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Result};
+use network::Vnat;
 use value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 
 /// Where the manager is installed unless a setting says otherwise.
@@ -53,6 +55,9 @@ pub(crate) struct Layer {
     /// Domains whose names the cluster's DNS is never asked for; the more specific one counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dns_exclude: Option<Vec<Domain>>,
+    /// What is seen as virtual subnets: the subnets named, and what overlaps unless `none` is among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) vnat: Option<Vec<Vnat>>,
     /// Ends a detached connection that was idle for this long; zero: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_limit: Option<HumanDuration>,
@@ -68,7 +73,7 @@ pub(crate) struct Layer {
 }
 
 /// All keys of a [`Layer`].
-pub(crate) const KEYS: [&str; 12] = [
+pub(crate) const KEYS: [&str; 13] = [
     "manager-namespace",
     "namespace",
     "name",
@@ -77,6 +82,7 @@ pub(crate) const KEYS: [&str; 12] = [
     "never-proxy",
     "dns-include",
     "dns-exclude",
+    "vnat",
     "idle-limit",
     "log-level",
     "connect-timeout",
@@ -120,6 +126,7 @@ impl Layer {
             never_proxy: list("never-proxy", var("never-proxy"))?,
             dns_include: list("dns-include", var("dns-include"))?,
             dns_exclude: list("dns-exclude", var("dns-exclude"))?,
+            vnat: list("vnat", var("vnat"))?,
             idle_limit: parse("idle-limit", var("idle-limit"))?,
             log_level: parse("log-level", var("log-level"))?,
             connect_timeout: parse("connect-timeout", var("connect-timeout"))?,
@@ -139,6 +146,7 @@ impl Layer {
             never_proxy: self.never_proxy.or(weaker.never_proxy),
             dns_include: self.dns_include.or(weaker.dns_include),
             dns_exclude: self.dns_exclude.or(weaker.dns_exclude),
+            vnat: self.vnat.or(weaker.vnat),
             idle_limit: self.idle_limit.or(weaker.idle_limit),
             log_level: self.log_level.or(weaker.log_level),
             connect_timeout: self.connect_timeout.or(weaker.connect_timeout),
@@ -246,6 +254,7 @@ impl Sources {
             never_proxy: self.strongest(Vec::new(), |l| l.never_proxy.clone()),
             dns_include: self.strongest(Vec::new(), |l| l.dns_include.clone()),
             dns_exclude: self.strongest(Vec::new(), |l| l.dns_exclude.clone()),
+            vnat: self.strongest(Vec::new(), |l| l.vnat.clone()),
             idle_limit: self.strongest(DEFAULT_IDLE_LIMIT, |l| l.idle_limit),
             log_level: self.strongest(LogLevel::Info, |l| l.log_level),
             connect_timeout: self.strongest(DEFAULT_CONNECT_TIMEOUT, |l| l.connect_timeout),
@@ -273,6 +282,8 @@ pub(crate) struct Settings {
     pub(crate) dns_include: Sourced<Vec<Domain>>,
     /// Domains whose names the cluster's DNS is never asked for.
     pub(crate) dns_exclude: Sourced<Vec<Domain>>,
+    /// What is seen as virtual subnets.
+    pub(crate) vnat: Sourced<Vec<Vnat>>,
     /// Ends a detached connection that was idle for this long; zero: never.
     pub(crate) idle_limit: Sourced<HumanDuration>,
     /// How much the daemon logs.
@@ -299,6 +310,7 @@ impl Settings {
             entry("never-proxy", &self.never_proxy),
             entry("dns-include", &self.dns_include),
             entry("dns-exclude", &self.dns_exclude),
+            entry("vnat", &self.vnat),
             entry("idle-limit", &self.idle_limit),
             entry("log-level", &self.log_level),
             entry("connect-timeout", &self.connect_timeout),

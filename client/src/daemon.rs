@@ -13,7 +13,9 @@ mod flows;
 mod hosts;
 pub(crate) mod init;
 mod kube;
+mod layout;
 mod lifetime;
+mod nat;
 mod portforward;
 mod readahead;
 mod tun;
@@ -38,13 +40,15 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use self::connection::{Connection, Live, Parts, Saved};
+use self::connection::{Connection, Live, Parts, Saved, settings};
 use self::control::Replies;
 use self::dns::Resolver;
 use self::flows::Flows;
 use self::hosts::HostLookup;
 use self::init::link::InitLink;
+use self::layout::{Before, Layout};
 use self::lifetime::{End, Lifetime};
+use self::nat::Nat;
 use self::tun::Tun;
 use self::tunnel::Tunnel;
 use crate::attach::{Connect, Failure, Status, TunnelState};
@@ -164,15 +168,21 @@ impl Daemon {
         let _ = replies.progress(&format!("connecting to the traffic manager in {}", request.manager_namespace)).await;
         let (route, live, cluster) = Connection::establish(&request, self.hosts.clone(), limit).await?;
         let _ = replies.progress("setting up the container's network").await;
-        let network = Connection::network(&request, &cluster, &self.old_search, &route.addresses().await);
-        self.link.lock().await.configure(&network).await.map_err(|error| Failure {
+        let api_server = route.addresses().await;
+        let before = Before {
+            container: &crate::routes::of_this_namespace(),
+            search: &self.old_search,
+            api_server: &api_server,
+        };
+        let layout = Layout::plan(&request, &settings(&request, &cluster), &cluster, before)?;
+        self.link.lock().await.configure(&layout.network).await.map_err(|error| Failure {
             message: format!("the init of the daemon container cannot set up the network: {error}"),
             hint: "look at `docker logs` of the daemon container".into(),
             causes: Vec::new(),
         })?;
         let parts = self.parts(&request.namespace);
         let held = request.hold;
-        let connection = Rc::new(Connection::new(request, route, cluster, network, parts));
+        let connection = Rc::new(Connection::new(request, route, cluster, layout, parts));
         if !held {
             self.change_lifetime(|life| life.detach(Instant::now()));
         }
@@ -203,12 +213,16 @@ impl Daemon {
 
     fn parts(&self, namespace: &str) -> Parts {
         let tunnel = Tunnel::new();
-        let resolver = Rc::new(Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), self.nameservers.clone()));
+        let nat = Rc::new(RefCell::new(Nat::new(self.restarts)));
+        let nameservers = self.nameservers.clone();
+        let resolver = Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), Rc::clone(&nat), nameservers);
+        let resolver = Rc::new(resolver);
         let mut seed = [0; 8];
         // Without randomness initial sequence numbers are guessable, by processes of the same namespace only.
         let _ = SystemRandom::new().fill(&mut seed);
-        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), namespace, u64::from_ne_bytes(seed));
-        Parts { tunnel, resolver, flows }
+        let seed = u64::from_ne_bytes(seed);
+        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), Rc::clone(&nat), namespace, seed);
+        Parts { tunnel, resolver, flows, nat }
     }
 
     /// Starts the tasks of a connection: the packets and the lanes.

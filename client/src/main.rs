@@ -10,6 +10,7 @@ mod error;
 mod kubeconfig;
 mod progress;
 mod reap;
+mod routes;
 
 use std::process::ExitCode;
 

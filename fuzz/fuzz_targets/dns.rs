@@ -10,5 +10,7 @@ mod dns;
 mod query;
 #[path = "../../client/src/daemon/dns/route.rs"]
 mod route;
+#[path = "../../client/src/daemon/dns/wire.rs"]
+mod wire;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| dns::run(data));

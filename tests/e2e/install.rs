@@ -89,7 +89,11 @@ fn lint_accepts_the_chart_and_names_a_wrong_value() {
     let test = Test::beside_others();
     let scope = test.scope();
     install(&scope, "tp-lint", "lint", &[]).exits(0);
-    for (value, named) in [("nosuchValue=1", "nosuchValue"), ("client.also-proxy={0.0.0.0/0}", "also-proxy")] {
+    for (value, named) in [
+        ("nosuchValue=1", "nosuchValue"),
+        ("client.also-proxy={0.0.0.0/0}", "also-proxy"),
+        ("client.vnat={some}", "vnat"),
+    ] {
         install(&scope, "tp-lint", "lint", &["--set", value]).exits(1).says(&[named]);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! One module per theme. What the tests need is prepared by `make test`; `tp_tests::given` says what that is.
 
+mod addresses;
 mod errors;
 mod host;
 mod install;

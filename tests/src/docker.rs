@@ -8,7 +8,7 @@ use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, EndpointSettings, HostConfig,
+    ContainerCreateBody, ContainerInspectResponse, ContainerSummary, EndpointSettings, HostConfig, Ipam, IpamConfig,
     NetworkCreateRequest, NetworkingConfig,
 };
 use bollard::query_parameters::{
@@ -429,8 +429,21 @@ impl Network {
     /// # Panics
     /// When the engine refuses.
     pub fn create(name: &str) -> Self {
+        Self::with(name, None)
+    }
+
+    /// Makes a network with this subnet.
+    ///
+    /// # Panics
+    /// When the engine refuses.
+    pub fn with_subnet(name: &str, subnet: &str) -> Self {
+        let config = IpamConfig { subnet: Some(subnet.to_owned()), ..IpamConfig::default() };
+        Self::with(name, Some(Ipam { config: Some(vec![config]), ..Ipam::default() }))
+    }
+
+    fn with(name: &str, ipam: Option<Ipam>) -> Self {
         let labels = Some(HashMap::from([(LABEL.to_owned(), "1".to_owned())]));
-        let request = NetworkCreateRequest { name: name.to_owned(), labels, ..NetworkCreateRequest::default() };
+        let request = NetworkCreateRequest { name: name.to_owned(), labels, ipam, ..NetworkCreateRequest::default() };
         block_on(engine().create_network(request)).unwrap_or_else(|e| panic!("network {name}: {e}"));
         Self { name: name.to_owned() }
     }

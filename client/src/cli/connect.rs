@@ -174,8 +174,11 @@ pub(super) fn summary(name: &str, status: &Status) -> String {
         "" => String::new(),
         version => format!(" through the traffic manager {version} in {}", status.manager_namespace),
     };
+    let mapped = status.virtual_subnets.iter();
+    let mapped: String =
+        mapped.map(|it| format!("  {} is seen as {}: {}\n", it.subnet, it.seen_as, it.reason)).collect();
     format!(
-        "Connected to context {}, namespace {}{manager}.\n  \
+        "Connected to context {}, namespace {}{manager}.\n{mapped}  \
          tp docker-run --use {name} IMAGE   runs a container in the cluster's network\n  \
          tp quit --use {name}               ends the connection\n",
         status.context, status.namespace

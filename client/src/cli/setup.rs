@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::file::{Place, read};
+use crate::config::network::Vnat;
 use crate::config::value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 use crate::config::{Layer, Settings, Source, Sources};
 use crate::error::Result;
@@ -58,6 +59,10 @@ pub(super) struct SettingArgs {
     /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
     #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
     pub(super) dns_exclude: Vec<Domain>,
+    /// See this subnet of the cluster as a virtual one, as those that overlap with networks of this machine are: a SUBNET,
+    /// `service`, `pods`, `also` or `all`; `none` maps nothing but what is named
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Network options")]
+    pub(super) vnat: Vec<Vnat>,
     /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
     pub(super) connect_timeout: Option<HumanDuration>,
@@ -79,6 +84,7 @@ impl SettingArgs {
             never_proxy: given(&self.never_proxy),
             dns_include: given(&self.dns_include),
             dns_exclude: given(&self.dns_exclude),
+            vnat: given(&self.vnat),
             connect_timeout: self.connect_timeout,
             idle_limit: self.idle_limit,
             log_level: self.log_level,

@@ -2,11 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 /// Addresses of the TUN. The IPv4 range is set aside for tests between networks (RFC 2544, RFC 6890), so that no cluster,
 /// VPN or Docker network uses it; the IPv6 one is a unique local prefix (RFC 4193).
 pub(crate) const TUN: [&str; 2] = ["198.18.0.1/16", "fd74:7074::1/64"];
 
-/// Whether `ip` lies in the TUN's own ranges, where nothing lives but the resolver.
+/// The ranges of the TUN: its address, the resolver's, and virtual ones for addresses of the cluster that no route leads to.
+pub(crate) fn ranges() -> impl Iterator<Item = IpNet> {
+    TUN.iter().map(|net| net.parse::<IpNet>().expect("a constant").trunc())
+}
+
+/// Whether `ip` lies in the TUN's own ranges.
 pub(crate) fn is_own(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.octets()[..2] == [198, 18],
@@ -22,8 +29,6 @@ pub(crate) const RESOLVER_SOCKET: SocketAddr = SocketAddr::new(RESOLVER, 53);
 
 #[cfg(test)]
 mod tests {
-    use ipnet::IpNet;
-
     use super::*;
 
     #[test]

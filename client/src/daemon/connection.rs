@@ -1,12 +1,9 @@
 //! One connection to one cluster: the first lane, what the init has to set up, and byte streams for it when one is lost.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ipnet::IpNet;
 use prost::Message as _;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Notify;
@@ -21,13 +18,12 @@ use tp_tunnel::error::LaneError;
 
 use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
 use crate::config::Layer;
-use crate::config::value::{Domain, Subnet};
-use crate::daemon::address;
-use crate::daemon::dns::{Resolver, Zones};
+use crate::daemon::dns::Resolver;
 use crate::daemon::flows::Flows;
 use crate::daemon::hosts::HostLookup;
-use crate::daemon::init::link::NetworkConfig;
 use crate::daemon::kube::{MANAGER_POD, ManagerRoute};
+use crate::daemon::layout::Layout;
+use crate::daemon::nat::Nat;
 use crate::daemon::tunnel::Tunnel;
 
 /// How long the manager may take to describe the cluster once the lane is up.
@@ -52,7 +48,8 @@ pub(crate) struct Connection {
     tunnel: Tunnel,
     resolver: Rc<Resolver>,
     flows: Rc<Flows>,
-    network: NetworkConfig,
+    nat: Rc<RefCell<Nat>>,
+    layout: Layout,
     connected_at: i64,
     quit: Notify,
     tunnel_state: Cell<TunnelState>,
@@ -80,7 +77,7 @@ pub(crate) struct Saved {
     #[prost(message, required, tag = "3")]
     cluster: ClusterInfo,
     #[prost(message, required, tag = "4")]
-    network: NetworkConfig,
+    layout: Layout,
     #[prost(int64, tag = "5")]
     connected_at: i64,
     /// The connection ends with its holders.
@@ -137,6 +134,7 @@ pub(crate) struct Parts {
     pub(crate) tunnel: Tunnel,
     pub(crate) resolver: Rc<Resolver>,
     pub(crate) flows: Rc<Flows>,
+    pub(crate) nat: Rc<RefCell<Nat>>,
 }
 
 impl Connection {
@@ -155,23 +153,25 @@ impl Connection {
         Ok((route, live, cluster))
     }
 
-    /// A connection whose network is set up as `network` says.
+    /// A connection whose network is set up as `layout` says.
     pub(crate) fn new(
         request: Connect,
         route: ManagerRoute,
         cluster: ClusterInfo,
-        network: NetworkConfig,
+        layout: Layout,
         parts: Parts,
     ) -> Self {
-        let Parts { tunnel, resolver, flows } = parts;
-        resolver.set_zones(zones(&request, &cluster));
+        let Parts { tunnel, resolver, flows, nat } = parts;
+        nat.borrow_mut().set_rules(layout.rules());
+        resolver.set_zones(layout.zones(&settings(&request, &cluster), &cluster));
         Self {
             request,
             route,
             tunnel,
             resolver,
             flows,
-            network,
+            nat,
+            layout,
             connected_at: unix_seconds(),
             quit: Notify::new(),
             tunnel_state: Cell::new(TunnelState::Reconnecting),
@@ -186,7 +186,7 @@ impl Connection {
     /// What the user would see when the access is not usable.
     pub(crate) fn restore(saved: Saved, hosts: HostLookup, parts: Parts) -> Result<Self, Failure> {
         let route = ManagerRoute::new(saved.connect.kube.clone(), &saved.connect.manager_namespace, hosts)?;
-        let mut connection = Self::new(saved.connect, route, saved.cluster, saved.network, parts);
+        let mut connection = Self::new(saved.connect, route, saved.cluster, saved.layout, parts);
         connection.connected_at = saved.connected_at;
         connection.seen.get_mut().welcome.session = saved.session;
         Ok(connection)
@@ -204,50 +204,11 @@ impl Connection {
             connect: self.request.clone(),
             session: seen.welcome.session.clone(),
             cluster: seen.cluster.clone(),
-            network: self.network.clone(),
+            layout: self.layout.clone(),
             connected_at: self.connected_at,
             held,
         }
         .encode_to_vec()
-    }
-
-    /// What the container's network has to look like for `cluster`. The addresses of the API server must never be routed
-    /// into the tunnel that it carries.
-    pub(crate) fn network(
-        request: &Connect,
-        cluster: &ClusterInfo,
-        old_search: &[String],
-        api_server: &[IpAddr],
-    ) -> NetworkConfig {
-        let domain = &cluster.cluster_domain;
-        let namespace = &request.namespace;
-        let settings = settings(request, cluster);
-        let also = settings.also_proxy.unwrap_or_default();
-        let never = settings.never_proxy.unwrap_or_default();
-        let to_string = |subnet: &Subnet| subnet.to_string();
-        let mut routes: Vec<String> = cluster
-            .service_subnets
-            .iter()
-            .chain(&cluster.pod_subnets)
-            .cloned()
-            .chain(also.iter().map(to_string))
-            .collect();
-        let mut seen = BTreeSet::new();
-        routes.retain(|route| !never.iter().any(|subnet| subnet.to_string() == *route) && seen.insert(route.clone()));
-        // The search list of a pod (Kubernetes, "DNS for Services and Pods"), then the machine's own, as in a pod.
-        let pod_search = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
-        NetworkConfig {
-            addresses: address::TUN.map(str::to_owned).into(),
-            routes,
-            exclude: api_server
-                .iter()
-                .map(|ip| IpNet::from(*ip).to_string())
-                .chain(never.iter().map(to_string))
-                .collect(),
-            nameserver: address::RESOLVER.to_string(),
-            search: pod_search.into_iter().chain(old_search.iter().cloned()).collect(),
-            ndots: 5,
-        }
     }
 
     /// The user's settings, and the chart's where the user has none.
@@ -364,7 +325,7 @@ impl Connection {
         let mut seen = self.seen.borrow_mut();
         match kind {
             Some(from_manager::Kind::ClusterInfo(cluster)) => {
-                self.resolver.set_zones(zones(&self.request, &cluster));
+                self.resolver.set_zones(self.layout.zones(&settings(&self.request, &cluster), &cluster));
                 seen.cluster = cluster;
             }
             Some(from_manager::Kind::Agents(agents)) => seen.agents = agents,
@@ -444,6 +405,7 @@ impl Connection {
 
     /// The state of the connection. The daemon adds what it knows itself.
     pub(crate) fn status(&self) -> Status {
+        let settings = self.settings();
         let seen = self.seen.borrow();
         let (tcp_flows, udp_flows) = self.flows.open_flows();
         let agents = seen.agents.agents.iter().map(|a| Agent {
@@ -465,10 +427,12 @@ impl Connection {
             cluster_domain: seen.cluster.cluster_domain.clone(),
             service_subnets: seen.cluster.service_subnets.clone(),
             pod_subnets: seen.cluster.pod_subnets.clone(),
-            routed_subnets: self.network.routes.clone(),
-            excluded_subnets: self.settings().never_proxy.iter().flatten().map(ToString::to_string).collect(),
-            dns_address: self.network.nameserver.clone(),
-            dns_search: self.network.search.clone(),
+            routed_subnets: self.layout.network.routes.clone(),
+            excluded_subnets: settings.never_proxy.iter().flatten().map(ToString::to_string).collect(),
+            virtual_subnets: self.layout.virtual_subnets.clone(),
+            virtual_addresses: self.nat.borrow().borrowed() as u64,
+            dns_address: self.layout.network.nameserver.clone(),
+            dns_search: self.layout.network.search.clone(),
             agents: agents.collect(),
             lanes: u32::from(self.tunnel_state.get() == TunnelState::Connected),
             tcp_flows,
@@ -519,22 +483,9 @@ fn hello(request: &Connect, session: Option<SessionKey>) -> ClientHello {
 }
 
 /// The user's settings, and the chart's where the user has none. Either was checked where it was made.
-fn settings(request: &Connect, cluster: &ClusterInfo) -> Layer {
+pub(crate) fn settings(request: &Connect, cluster: &ClusterInfo) -> Layer {
     let chart = Layer::from_chart(&cluster.client_settings_json).unwrap_or_default();
     Layer::from_chart(&request.settings_json).unwrap_or_default().over(chart)
-}
-
-fn zones(request: &Connect, cluster: &ClusterInfo) -> Zones {
-    let settings = settings(request, cluster);
-    let domains = |list: Option<Vec<Domain>>| list.iter().flatten().map(|domain| domain.as_str().to_owned()).collect();
-    let subnets = cluster.service_subnets.iter().chain(&cluster.pod_subnets).filter_map(|subnet| subnet.parse().ok());
-    let also = settings.also_proxy.unwrap_or_default();
-    Zones {
-        domain: cluster.cluster_domain.to_lowercase(),
-        subnets: subnets.chain(also.iter().map(|subnet| subnet.0)).collect(),
-        include: domains(settings.dns_include),
-        exclude: domains(settings.dns_exclude),
-    }
 }
 
 /// Between half of `wait` and all of it, so that many clients do not come back in step.
@@ -553,40 +504,15 @@ fn unix_seconds() -> i64 {
 mod tests {
     use super::*;
 
-    fn request() -> Connect {
-        Connect { namespace: "shop".into(), ..Connect::default() }
-    }
-
     #[test]
-    fn network_has_a_pods_search_list_before_the_machines_own() {
+    fn settings_of_the_user_beat_the_charts() {
         let cluster = ClusterInfo {
-            cluster_domain: "cluster.local".into(),
-            service_subnets: vec!["10.96.0.0/16".into()],
-            pod_subnets: vec!["10.244.0.0/24".into()],
-            ..ClusterInfo::default()
-        };
-        let network =
-            Connection::network(&request(), &cluster, &["corp.example".into()], &["10.0.0.1".parse().unwrap()]);
-        assert_eq!(network.search, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"]);
-        assert_eq!(network.routes, ["10.96.0.0/16", "10.244.0.0/24"]);
-        assert_eq!(network.exclude, ["10.0.0.1/32"]);
-    }
-
-    #[test]
-    fn subnets_of_the_user_are_routed_and_excluded_and_beat_the_charts() {
-        let cluster = ClusterInfo {
-            service_subnets: vec!["10.96.0.0/16".into()],
-            pod_subnets: vec!["10.244.0.0/24".into()],
             client_settings_json: r#"{"also-proxy":["10.1.0.0/16"],"never-proxy":["10.96.7.0/24"]}"#.into(),
             ..ClusterInfo::default()
         };
-        let settings_json = r#"{"also-proxy":["10.9.0.0/16","10.244.0.0/24"]}"#.into();
-        let request = Connect { settings_json, ..request() };
-        let network = Connection::network(&request, &cluster, &[], &[]);
-        assert_eq!(network.routes, ["10.96.0.0/16", "10.244.0.0/24", "10.9.0.0/16"]);
-        assert_eq!(network.exclude, ["10.96.7.0/24"]);
-        let never_pods = Connect { settings_json: r#"{"never-proxy":["10.244.0.0/24"]}"#.into(), ..request };
-        assert_eq!(Connection::network(&never_pods, &cluster, &[], &[]).routes, ["10.96.0.0/16", "10.1.0.0/16"]);
+        let request = Connect { settings_json: r#"{"also-proxy":["10.9.0.0/16"]}"#.into(), ..Connect::default() };
+        let settings = serde_json::to_string(&settings(&request, &cluster)).unwrap();
+        assert_eq!(settings, r#"{"also-proxy":["10.9.0.0/16"],"never-proxy":["10.96.7.0/24"]}"#);
     }
 
     #[test]

@@ -1,30 +1,36 @@
 //! The resolver of the daemon's network namespace: decides who answers a query, and asks.
 //!
 //! Names of the cluster go through the tunnel to the cluster's own DNS, so that they have a pod's semantics; everything
-//! else goes where the container's queries went before. DNS messages pass through as they are, whatever their type, and
-//! those of the cluster are remembered for as long as they say. When the tunnel is down a cluster name that is not
-//! remembered is answered with SERVFAIL, never with silence.
+//! else goes where the container's queries went before. DNS messages pass through as they are, whatever their type, but for
+//! addresses that containers see as others ([`crate::daemon::nat`]). Those of the cluster are remembered as they came, for
+//! as long as they say, and rewritten on their way out: what is said of an address is always true when it is said. When
+//! the tunnel is down a cluster name that is not remembered is answered with SERVFAIL, never with silence.
 
+mod addresses;
 mod cache;
 #[cfg(test)]
 mod corpus;
 mod query;
 mod route;
 mod upstream;
+mod wire;
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::Name;
 use tokio::time::timeout;
 
 use self::cache::Cache;
 use self::query::Query;
-use self::route::Route;
 pub(crate) use self::route::Zones;
+use self::route::{Route, reverse_address};
 pub(crate) use self::upstream::Upstreams;
+use crate::daemon::nat::Nat;
 use crate::daemon::tunnel::Tunnel;
 
 /// How long a cluster query may take. glibc and musl ask again after 5 s (resolv.conf(5), `timeout`).
@@ -34,6 +40,7 @@ const CLUSTER_TIMEOUT: Duration = Duration::from_secs(4);
 pub(crate) struct Resolver {
     address: SocketAddr,
     tunnel: Tunnel,
+    nat: Rc<RefCell<Nat>>,
     zones: RefCell<Zones>,
     upstreams: Upstreams,
     cache: RefCell<Cache>,
@@ -41,9 +48,9 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     /// `address` is where the containers ask; `nameservers` are those of the container before it was ours.
-    pub(crate) fn new(address: SocketAddr, tunnel: Tunnel, nameservers: Vec<IpAddr>) -> Self {
+    pub(crate) fn new(address: SocketAddr, tunnel: Tunnel, nat: Rc<RefCell<Nat>>, nameservers: Vec<IpAddr>) -> Self {
         let upstreams = Upstreams::new(nameservers);
-        Self { address, tunnel, zones: RefCell::default(), upstreams, cache: RefCell::default() }
+        Self { address, tunnel, nat, zones: RefCell::default(), upstreams, cache: RefCell::default() }
     }
 
     /// Where the containers ask.
@@ -76,21 +83,42 @@ impl Resolver {
     }
 
     async fn answer(&self, query: &Query, raw: Bytes) -> Bytes {
+        let reverse = reverse_address(&query.name).map(|ip| (ip, self.nat.borrow().real(ip)));
         let route = self.zones.borrow().route(&query.name);
-        let answer = match route {
-            Route::Cluster => self.ask_cluster(query, raw).await,
-            Route::Neighbours => return self.ask_neighbours(query, raw).await,
-            Route::Upstream => self.upstreams.ask(raw).await,
+        let answer = match (reverse, route) {
+            // An address of ours that stands for nothing.
+            (Some((_, None)), _) => return query.refused(ResponseCode::NXDomain),
+            (Some((seen, Some(real))), _) if seen != real => self.resolve_reverse(query, real).await,
+            (_, Route::Cluster) => self.ask_cluster(query, raw).await,
+            (_, Route::Neighbours) => return self.ask_neighbours(query, raw).await,
+            (_, Route::Upstream) => self.upstreams.ask(raw).await,
         };
         answer.unwrap_or_else(|| query.refused(ResponseCode::ServFail))
+    }
+
+    /// The reverse name of a virtual address: what the cluster says of the real one, under the name that was asked for.
+    async fn resolve_reverse(&self, query: &Query, real: IpAddr) -> Option<Bytes> {
+        let (asked, raw) = query.renamed(Name::from(real))?;
+        let answer = self.ask_cluster(&asked, raw).await?;
+        query.taken_over(&asked, &answer)
     }
 
     /// A name of the cluster: its DNS knows, or has told not long ago.
     async fn ask_cluster(&self, query: &Query, raw: Bytes) -> Option<Bytes> {
         let known = self.cache.borrow().get(&raw, Instant::now());
-        if known.is_some() {
-            return known;
+        let answer = match known {
+            Some(answer) => answer,
+            None => self.ask_tunnel(query, raw).await?,
+        };
+        let now = Instant::now();
+        let seen = addresses::rewrite(answer, |real| self.nat.borrow_mut().seen_as(real, now));
+        if seen.is_none() {
+            tracing::warn!(name = query.name, "all virtual addresses are in use");
         }
+        seen
+    }
+
+    async fn ask_tunnel(&self, query: &Query, raw: Bytes) -> Option<Bytes> {
         match timeout(CLUSTER_TIMEOUT, self.tunnel.resolve(raw.clone())).await {
             Ok(Ok(answer)) => {
                 self.cache.borrow_mut().put(&raw, &answer, Instant::now());
@@ -123,3 +151,6 @@ impl Resolver {
 fn has_answers(answer: &[u8]) -> bool {
     answer.get(6..8).is_some_and(|count| count != [0, 0])
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,8 +24,9 @@ use tp_protocol::limits;
 use tp_protocol::open::{Open, OpenRefused, Transport};
 use tp_tunnel::flow::{Flow, FlowReceiver, FlowSender};
 
-use crate::daemon::address;
 use crate::daemon::dns::Resolver;
+use crate::daemon::nat::Nat;
+use crate::daemon::nat::destination::Destination;
 use crate::daemon::tun::Tun;
 use crate::daemon::tunnel::{LANE_WAIT, Tunnel};
 
@@ -59,6 +60,7 @@ pub(crate) struct Flows {
     stack: RefCell<Netstack>,
     tunnel: Tunnel,
     resolver: Rc<Resolver>,
+    nat: Rc<RefCell<Nat>>,
     namespace: String,
     traffic: Traffic,
     dns_queries: Cell<usize>,
@@ -85,7 +87,13 @@ impl Traffic {
 
 impl Flows {
     /// Starts with no device.
-    pub(crate) fn new(tunnel: Tunnel, resolver: Rc<Resolver>, namespace: &str, seed: u64) -> Rc<Self> {
+    pub(crate) fn new(
+        tunnel: Tunnel,
+        resolver: Rc<Resolver>,
+        nat: Rc<RefCell<Nat>>,
+        namespace: &str,
+        seed: u64,
+    ) -> Rc<Self> {
         let config = NetstackConfig { seed, ..NetstackConfig::default() };
         let mut stack = Netstack::new(config, Instant::now());
         stack.serve_datagrams(resolver.address());
@@ -93,6 +101,7 @@ impl Flows {
             stack: RefCell::new(stack),
             tunnel,
             resolver,
+            nat,
             namespace: namespace.to_owned(),
             traffic: Traffic::default(),
             dns_queries: Cell::new(0),
@@ -199,8 +208,6 @@ impl Flows {
     fn on_echo(self: &Rc<Self>, request: EchoRequest) {
         if request.dst == self.resolver.address().ip() {
             self.stack.borrow_mut().reply_echo(request);
-        } else if address::is_own(request.dst) {
-            self.stack.borrow_mut().refuse_echo(&request, Unreachable::Host);
         } else if self.echoes.get() < limits::MAX_ECHOES {
             self.echoes.set(self.echoes.get() + 1);
             let flows = Rc::clone(self);
@@ -209,7 +216,17 @@ impl Flows {
     }
 
     async fn serve_echo(&self, request: EchoRequest) {
-        let asked = self.tunnel.echo(canonical(request.dst), request.payload.clone());
+        let real = self.nat.borrow().real(request.dst.to_canonical());
+        match real {
+            Some(real) => self.ask_for_echo(request, real).await,
+            None => self.stack.borrow_mut().refuse_echo(&request, Unreachable::Host),
+        }
+        self.echoes.set(self.echoes.get() - 1);
+    }
+
+    /// Has the manager ping `real`, which is what the container sees as the destination.
+    async fn ask_for_echo(&self, request: EchoRequest, real: IpAddr) {
+        let asked = self.tunnel.echo(real, request.payload.clone());
         match timeout(limits::ECHO_TIMEOUT, asked).await {
             Ok(Ok(payload)) => self.stack.borrow_mut().reply_echo(EchoRequest { payload, ..request }),
             Ok(Err(error)) => {
@@ -220,7 +237,6 @@ impl Flows {
             }
             Err(_) => {}
         }
-        self.echoes.set(self.echoes.get() - 1);
     }
 
     async fn serve_query(&self, key: FlowKey, query: Bytes) {
@@ -232,10 +248,13 @@ impl Flows {
     }
 
     async fn serve_tcp(&self, flow: FlowId, key: FlowKey) {
-        if address::is_own(key.dst.ip()) {
-            return self.serve_own_tcp(flow, key.dst).await;
+        if key.dst == self.resolver.address() {
+            return self.serve_dns_tcp(flow).await;
         }
-        let open = self.open(Transport::Tcp, key);
+        let Some(destination) = Destination::of(key.dst, &self.nat) else {
+            return self.stack.borrow_mut().refuse(flow, Refusal::Reset);
+        };
+        let open = self.open(Transport::Tcp, key.src, destination.real);
         let opened = tokio::select! {
             opened = timeout(OPEN_TIMEOUT, self.tunnel.open(&open)) => opened,
             () = self.reset_by_container(flow) => return self.stack.borrow_mut().close(flow),
@@ -254,9 +273,9 @@ impl Flows {
         }
     }
 
-    /// TCP to the TUN's own range: DNS, and nothing else.
-    async fn serve_own_tcp(&self, flow: FlowId, dst: SocketAddr) {
-        if dst != self.resolver.address() || self.stack.borrow_mut().accept(flow).is_err() {
+    /// TCP to the resolver.
+    async fn serve_dns_tcp(&self, flow: FlowId) {
+        if self.stack.borrow_mut().accept(flow).is_err() {
             return self.stack.borrow_mut().refuse(flow, Refusal::Reset);
         }
         let mut inbox = BytesMut::new();
@@ -348,10 +367,10 @@ impl Flows {
     }
 
     async fn serve_udp(&self, association: AssociationId, key: FlowKey) {
-        if address::is_own(key.dst.ip()) {
+        let Some(destination) = Destination::of(key.dst, &self.nat) else {
             return self.stack.borrow_mut().refuse_association(association, Unreachable::Port);
-        }
-        let open = self.open(Transport::Udp, key);
+        };
+        let open = self.open(Transport::Udp, key.src, destination.real);
         match timeout(OPEN_TIMEOUT, self.tunnel.open(&open)).await {
             Ok(Ok(flow)) => self.relay_udp(association, flow).await,
             Ok(Err(error)) => {
@@ -402,12 +421,12 @@ impl Flows {
         }
     }
 
-    fn open(&self, transport: Transport, key: FlowKey) -> Open {
+    fn open(&self, transport: Transport, src: SocketAddr, dst: SocketAddr) -> Open {
         Open {
             namespace: Some(self.namespace.clone()),
             deadline: Some(DIAL_TIMEOUT),
-            source: Some(key.src),
-            ..Open::new(transport, SocketAddr::new(canonical(key.dst.ip()), key.dst.port()))
+            source: Some(src),
+            ..Open::new(transport, dst)
         }
     }
 
@@ -465,11 +484,6 @@ impl From<tp_tunnel::error::FlowError> for End {
     fn from(error: tp_tunnel::error::FlowError) -> Self {
         Self::Tunnel(error)
     }
-}
-
-/// An IPv4 address written as IPv6 is an IPv4 address.
-fn canonical(ip: IpAddr) -> IpAddr {
-    ip.to_canonical()
 }
 
 /// How a SYN is turned down, so that `connect` fails as it would in the pod.

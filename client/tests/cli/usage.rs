@@ -10,6 +10,8 @@ fn wrong_flags_exit_2_and_docker_run_125() {
         "connect --name Not_A_Name",
         "connect --publish 0",
         "connect --network host",
+        "connect --vnat services",
+        "connect --vnat 0.0.0.0/4",
         "connect positional",
         "quit --all --use x",
         "status --output xml",
@@ -27,6 +29,7 @@ fn wrong_flags_exit_2_and_docker_run_125() {
         "docker-run --use Not_A_Name img",
         "docker-run --idle-limit soon img",
         "docker-run --dns 1.1.1.1 img",
+        "docker-run --vnat nothing img",
         "docker-run --network container:x img",
         "docker-run --name",
     ] {

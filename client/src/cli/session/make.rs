@@ -98,6 +98,7 @@ async fn try_make(invocation: &Invocation, mut plan: Plan, progress: &Progress) 
         cli_version: env!("CARGO_PKG_VERSION").to_owned(),
         connect_timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
         hold: true,
+        machine_subnets: machine_subnets(engine),
     };
     let server = connect.kube.original_server.clone();
     let connected = tokio::time::timeout(left + OVERTIME, ask_to_connect(engine, &id, connect, progress)).await;
@@ -117,6 +118,15 @@ async fn try_make(invocation: &Invocation, mut plan: Plan, progress: &Progress) 
         link.request(request::Kind::Detach(Empty {}), |_| {}).await?;
     }
     Ok(Made { name, id, link, status })
+}
+
+/// The routes of the engine's machine, when that is this one: to a VPN, to other networks of the engine. A container that sees
+/// the cluster there sees nothing else.
+fn machine_subnets(engine: &Engine) -> Vec<String> {
+    if !engine.endpoint().address.is_local() {
+        return Vec::new();
+    }
+    crate::routes::of_this_namespace().iter().map(ToString::to_string).collect()
 }
 
 fn spec(plan: &Plan, image: String, invocation: &str) -> DaemonSpec {

@@ -60,6 +60,9 @@ pub(in crate::cli) struct ConnectionReport {
     pub(super) routes: Vec<String>,
     /// Subnets that never are, CIDR: those of the setting `never-proxy`.
     pub(super) excluded: Vec<String>,
+    /// Subnets of the cluster that containers see as others.
+    #[serde(rename = "virtual")]
+    pub(super) virtual_subnets: Vec<VirtualSubnet>,
     pub(super) dns: Dns,
     pub(super) agents: Vec<Agent>,
     pub(super) traffic: Traffic,
@@ -86,11 +89,23 @@ pub(super) struct Cluster {
     pub(super) pod_subnets: Vec<String>,
 }
 
+/// A subnet of the cluster that containers see as another one.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct VirtualSubnet {
+    pub(super) subnet: String,
+    pub(super) seen_as: String,
+    pub(super) reason: String,
+}
+
 /// Name resolution in joined containers.
 #[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Dns {
     pub(super) address: String,
     pub(super) search: Vec<String>,
+    /// Addresses of the cluster that containers see as others because no route leads to them.
+    pub(super) virtual_addresses: u64,
 }
 
 /// A traffic agent.
@@ -139,6 +154,7 @@ impl ConnectionReport {
             cluster: Cluster::default(),
             routes: Vec::new(),
             excluded: Vec::new(),
+            virtual_subnets: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
             traffic: Traffic::default(),
@@ -174,7 +190,14 @@ impl ConnectionReport {
         };
         self.routes = status.routed_subnets;
         self.excluded = status.excluded_subnets;
-        self.dns = Dns { address: status.dns_address, search: status.dns_search };
+        let virtual_subnet = |it: crate::attach::VirtualSubnet| VirtualSubnet {
+            subnet: it.subnet,
+            seen_as: it.seen_as,
+            reason: it.reason,
+        };
+        self.virtual_subnets = status.virtual_subnets.into_iter().map(virtual_subnet).collect();
+        self.dns =
+            Dns { address: status.dns_address, search: status.dns_search, virtual_addresses: status.virtual_addresses };
         let agent =
             |agent: crate::attach::Agent| Agent { namespace: agent.namespace, pod: agent.pod, version: agent.version };
         self.agents = status.agents.into_iter().map(agent).collect();
@@ -206,6 +229,7 @@ impl ConnectionReport {
             cluster: Cluster::default(),
             routes: Vec::new(),
             excluded: Vec::new(),
+            virtual_subnets: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
             traffic: Traffic::default(),
@@ -217,7 +241,8 @@ impl ConnectionReport {
     /// Subnets of the cluster that are not routed: they came up after the container had given its rights away.
     pub(super) fn unrouted(&self) -> Vec<&str> {
         let known = self.cluster.service_subnets.iter().chain(&self.cluster.pod_subnets);
-        let nets = parsed(self.routes.iter().chain(&self.excluded));
+        let mapped = self.virtual_subnets.iter().map(|it| &it.subnet);
+        let nets = parsed(self.routes.iter().chain(&self.excluded).chain(mapped));
         let covered = |subnet: &str| {
             subnet.parse::<ipnet::IpNet>().is_ok_and(|subnet| nets.iter().any(|net| net.contains(&subnet)))
         };
@@ -226,7 +251,8 @@ impl ConnectionReport {
 
     /// Subnets that are routed and not the cluster's own.
     pub(super) fn also(&self) -> Vec<String> {
-        let own = parsed(self.cluster.service_subnets.iter().chain(&self.cluster.pod_subnets));
+        let mapped = self.virtual_subnets.iter().map(|it| &it.seen_as);
+        let own = parsed(self.cluster.service_subnets.iter().chain(&self.cluster.pod_subnets).chain(mapped));
         let is_own = |route: &ipnet::IpNet| own.iter().any(|net| net.contains(route) || route.contains(net));
         parsed(self.routes.iter()).iter().filter(|route| !is_own(route)).map(ToString::to_string).collect()
     }

@@ -69,6 +69,31 @@ fn subnets_that_the_user_added_or_took_out_are_shown() {
 }
 
 #[test]
+fn what_is_seen_as_something_else_is_shown() {
+    let mut status = status();
+    let virtual_subnet = crate::attach::VirtualSubnet {
+        subnet: "10.244.1.0/24".into(),
+        seen_as: "240.0.0.0/24".into(),
+        reason: "overlaps with 10.244.1.0/25, a network of the container".into(),
+    };
+    status.routed_subnets = vec!["10.96.0.0/16".into(), "10.244.0.0/24".into(), "240.0.0.0/24".into()];
+    status.virtual_subnets = vec![virtual_subnet];
+    status.virtual_addresses = 2;
+    let report = ConnectionReport::new(&example("dev"), Answer::Status(Box::new(status)), Vec::new());
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["virtual"][0]["seenAs"], "240.0.0.0/24");
+    assert_eq!(json["dns"]["virtualAddresses"], 2);
+    let text = rendered(vec![report]);
+    for line in [
+        "  Virtual:    10.244.1.0/24 as 240.0.0.0/24 (overlaps with 10.244.1.0/25, a network of the container)\n",
+        "  Outside:    2 addresses of the cluster's names, seen as virtual ones\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert!(!text.contains("Also:") && !text.contains("->"), "nothing is added, nothing is missing: {text}");
+}
+
+#[test]
 fn not_connected() {
     let empty = Report { connections: Vec::new() };
     assert!(!empty.is_connected());

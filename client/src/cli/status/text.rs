@@ -35,7 +35,15 @@ fn block(c: &ConnectionReport, now: Timestamp) -> String {
     line("Pods:", c.cluster.pod_subnets.join(", "));
     line("Also:", c.also().join(", "));
     line("Never:", c.excluded.join(", "));
+    for it in &c.virtual_subnets {
+        line("Virtual:", format!("{} as {} ({})", it.subnet, it.seen_as, it.reason));
+    }
     line("DNS:", with(&c.dns.address, &c.dns.search.join(" ")));
+    match c.dns.virtual_addresses {
+        0 => {}
+        1 => line("Outside:", "1 address of the cluster's names, seen as a virtual one".to_owned()),
+        count => line("Outside:", format!("{count} addresses of the cluster's names, seen as virtual ones")),
+    }
     if !c.agents.is_empty() {
         let agents = c.agents.iter().take(MAX_AGENTS);
         let mut agents: Vec<_> = agents.map(|a| format!("{}/{} {}", a.namespace, a.pod, a.version)).collect();

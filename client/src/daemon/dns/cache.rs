@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::wire::{self, HEADER_BYTES, name_end};
+
 /// Answers kept at most.
 const MAX_ENTRIES: usize = 2048;
 
@@ -20,13 +22,6 @@ const MAX_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// Longest time that a name is said not to exist: it may be about to be made.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(30);
-
-/// Header of a DNS message (RFC 1035 section 4.1.1).
-const HEADER_BYTES: usize = 12;
-
-/// Types of records (RFC 1035 section 3.2.2, RFC 6891 section 6.1.1).
-const SOA: u16 = 6;
-const OPT: u16 = 41;
 
 /// Codes of answers that are kept (RFC 1035 section 4.1.1).
 const NO_ERROR: u8 = 0;
@@ -109,30 +104,24 @@ impl Read {
             return None;
         }
         let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-        let (questions, answers, authorities, additionals) = (count(4), count(6), count(8), count(10));
+        let (questions, answers) = (count(4), count(6));
         if questions != 1 {
             return None;
         }
-        let mut at = name_end(answer, HEADER_BYTES)? + 4;
         let mut ttl_offsets = Vec::new();
         let (mut least, mut negative) = (MAX_TTL, None);
-        for number in 0..u32::from(answers) + u32::from(authorities) + u32::from(additionals) {
-            let fields = name_end(answer, at)?;
-            let fixed = answer.get(fields..)?.first_chunk::<10>()?;
-            let kind = u16::from_be_bytes([fixed[0], fixed[1]]);
-            let ttl = u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]);
-            let data = fields + 10;
-            at = data + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
-            let data = answer.get(data..at)?;
-            if kind == OPT {
+        for record in wire::records(answer)? {
+            // What looks like the TTL of an OPT record is none.
+            if record.kind == wire::OPT {
                 continue;
             }
-            ttl_offsets.push(u16::try_from(fields + 4).ok()?);
-            if number < u32::from(answers) {
+            ttl_offsets.push(u16::try_from(record.ttl_at).ok()?);
+            let ttl = record.ttl(answer);
+            if record.is_answer {
                 least = least.min(Duration::from_secs(ttl.into()));
-            } else if kind == SOA {
+            } else if record.kind == wire::SOA {
                 // The last field of the record (RFC 1035 section 3.3.13) counts, and so does the record's own TTL.
-                let minimum = data.last_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes))?;
+                let minimum = answer[record.data].last_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes))?;
                 negative = Some(Duration::from_secs(ttl.min(minimum).into()).min(MAX_NEGATIVE_TTL));
             }
         }
@@ -147,18 +136,6 @@ fn key(query: &[u8]) -> Option<Box<[u8]>> {
     let mut key: Box<[u8]> = query.get(2..)?.into();
     key.get_mut(HEADER_BYTES - 2..end - 2)?.make_ascii_lowercase();
     Some(key)
-}
-
-/// Where the name that begins at `at` ends (RFC 1035 sections 3.1 and 4.1.4).
-fn name_end(message: &[u8], mut at: usize) -> Option<usize> {
-    loop {
-        match *message.get(at)? {
-            0 => return Some(at + 1),
-            len @ 1..=63 => at += 1 + usize::from(len),
-            192.. => return (at + 2 <= message.len()).then_some(at + 2),
-            64..=191 => return None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! A query as far as it is taken apart, and the answers that are our own.
+//! A query of a container, and the answers that are made here.
 
 use bytes::Bytes;
 use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
+use hickory_proto::rr::Name;
 use hickory_proto::serialize::binary::BinEncodable;
 
 /// Largest answer over UDP to a query without EDNS (RFC 1035 section 4.2.1).
@@ -9,10 +10,11 @@ const PLAIN_UDP_BYTES: usize = 512;
 
 /// A parsed query: what is needed to route it and to answer it ourselves.
 pub(crate) struct Query {
+    /// Invariant: it has one question.
     pub(crate) message: Message,
-    /// The name that is asked for, lower-case.
+    /// The name that is asked for, lower-case, with its final dot.
     pub(crate) name: String,
-    /// The largest answer that the asker takes over UDP.
+    /// Longest answer that the asker takes in a datagram.
     pub(crate) udp_limit_bytes: usize,
 }
 
@@ -32,6 +34,14 @@ impl Query {
         Some(Self { message, name, udp_limit_bytes })
     }
 
+    /// The same query for another name, and its bytes.
+    pub(crate) fn renamed(&self, name: Name) -> Option<(Self, Bytes)> {
+        let mut message = self.message.clone();
+        message.queries[0].set_name(name);
+        let raw = Bytes::from(message.to_vec().ok()?);
+        Some((Self::parse(&raw)?, raw))
+    }
+
     /// An answer of our own without records.
     pub(crate) fn refused(&self, code: ResponseCode) -> Bytes {
         self.answer_with(|response| response.metadata.response_code = code)
@@ -40,6 +50,23 @@ impl Query {
     /// An answer without records and with the TC bit: the asker comes back over TCP.
     pub(crate) fn truncated(&self) -> Bytes {
         self.answer_with(|response| response.metadata.truncation = true)
+    }
+
+    /// The answer to `other`, as one to this query: what it says of the other's name it says of this one's.
+    pub(crate) fn taken_over(&self, other: &Self, answer: &[u8]) -> Option<Bytes> {
+        let mut message = Message::from_vec(answer).ok()?;
+        message.queries.clone_from(&self.message.queries);
+        for record in message.answers.iter_mut().chain(&mut message.authorities) {
+            if record.name == *other.asked() {
+                record.name.clone_from(self.asked());
+            }
+        }
+        message.to_vec().ok().map(Bytes::from)
+    }
+
+    /// The name that is asked for, as the asker writes it.
+    fn asked(&self) -> &Name {
+        self.message.queries[0].name()
     }
 
     fn answer_with(&self, change: impl FnOnce(&mut Message)) -> Bytes {

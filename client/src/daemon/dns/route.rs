@@ -63,8 +63,9 @@ fn is_under(name: &str, zone: &str) -> bool {
     name.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// The address that a reverse name asks about (RFC 1035 section 3.5, RFC 3596 section 2.5).
-fn reverse_address(name: &str) -> Option<IpAddr> {
+/// The address that a reverse name asks about (RFC 1035 section 3.5, RFC 3596 section 2.5); with or without its final dot.
+pub(super) fn reverse_address(name: &str) -> Option<IpAddr> {
+    let name = name.strip_suffix('.').unwrap_or(name);
     if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
         let octets: Vec<u8> = labels.rsplit('.').map(str::parse).collect::<Result<_, _>>().ok()?;
         return Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?).into());

@@ -10,6 +10,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tp_protocol::limits::MAX_DNS_BYTES;
 
+use super::wire::HEADER_BYTES;
+
 /// How long one resolver may take before the next one is asked.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -18,9 +20,6 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Resolvers that are asked for one query; glibc uses as many (resolv.conf(5), `MAXNS`).
 const MAX_UPSTREAMS: usize = 3;
-
-/// Header of a DNS message (RFC 1035 section 4.1.1).
-const HEADER_BYTES: usize = 12;
 
 /// Docker's embedded DNS server, on user-defined networks.
 const DOCKER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));

@@ -55,7 +55,7 @@ pub(super) fn set_up(config: &NetworkConfig) -> io::Result<()> {
             Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
                 return Err(io::Error::other(format!(
                     "subnet {route} of the cluster is also the subnet of a Docker network of the daemon container: \
-                     give that network another subnet"
+                     give that network another subnet, or leave `--vnat none` out"
                 )));
             }
             Err(error) if route.addr().is_ipv6() => say(&format!("no route to {route}: {error}")),

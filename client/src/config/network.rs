@@ -1,0 +1,111 @@
+//! The values of settings about addresses: what is seen as a virtual subnet.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::value::Subnet;
+
+/// Largest subnets that are mapped, IPv4 and IPv6: there is room for eight of the one, 255 of the other.
+const MIN_PREFIX_LEN: [u8; 2] = [8, 40];
+
+/// What is seen as virtual subnets, beside what overlaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) enum Vnat {
+    /// Nothing that is not named, be it that it overlaps.
+    None,
+    /// The subnets of services.
+    Service,
+    /// Those of pods.
+    Pods,
+    /// Those of `also-proxy`.
+    Also,
+    /// All of these.
+    All,
+    /// This one.
+    Subnet(Subnet),
+}
+
+impl FromStr for Vnat {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "none" => Ok(Self::None),
+            "service" => Ok(Self::Service),
+            "pods" => Ok(Self::Pods),
+            "also" => Ok(Self::Also),
+            "all" => Ok(Self::All),
+            subnet => {
+                let subnet: Subnet = subnet.parse().map_err(|_| {
+                    format!(
+                        "`{s}` is neither a subnet nor one of service, pods, also, all, none: write it like `10.20.0.0/16`"
+                    )
+                })?;
+                let [ipv4, ipv6] = MIN_PREFIX_LEN;
+                let least = if subnet.0.addr().is_ipv4() { ipv4 } else { ipv6 };
+                if subnet.0.prefix_len() < least {
+                    return Err(format!("`{s}` is too large to be mapped: name subnets of /{least} or smaller"));
+                }
+                Ok(Self::Subnet(subnet))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Vnat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Service => f.write_str("service"),
+            Self::Pods => f.write_str("pods"),
+            Self::Also => f.write_str("also"),
+            Self::All => f.write_str("all"),
+            Self::Subnet(subnet) => subnet.fmt(f),
+        }
+    }
+}
+
+macro_rules! as_string {
+    ($($type:ty),*) => {$(
+        impl TryFrom<String> for $type {
+            type Error = String;
+
+            fn try_from(s: String) -> Result<Self, String> {
+                s.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    )*};
+}
+as_string!(Vnat);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vnat_is_a_subnet_or_one_of_some_words() {
+        for text in ["none", "service", "pods", "also", "all", "10.0.0.0/8", "10.1.2.3/32", "fd00::/40"] {
+            assert_eq!(text.parse::<Vnat>().unwrap().to_string(), text);
+        }
+        for (text, why) in [
+            ("services", "neither a subnet"),
+            ("", "neither a subnet"),
+            ("10.0.0.0/33", "neither a subnet"),
+            ("0.0.0.0/0", "neither a subnet"),
+            ("8.0.0.0/7", "too large"),
+            ("fd00::/32", "too large"),
+        ] {
+            let error = text.parse::<Vnat>().unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+}

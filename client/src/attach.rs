@@ -296,6 +296,9 @@ pub(crate) struct Status {
     /// Addresses outside the routed subnets that containers see as addresses of the TUN's range.
     #[prost(uint64, tag = "31")]
     pub(crate) virtual_addresses: u64,
+    /// Names that stand for others: `NAME=TARGET`.
+    #[prost(string, repeated, tag = "32")]
+    pub(crate) dns_mappings: Vec<String>,
 }
 
 /// A subnet of the cluster that containers see as another one.

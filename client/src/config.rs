@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Result};
-use network::Vnat;
+use network::{DnsMapping, Vnat};
 use value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 
 /// Where the manager is installed unless a setting says otherwise.
@@ -55,6 +55,9 @@ pub(crate) struct Layer {
     /// Domains whose names the cluster's DNS is never asked for; the more specific one counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dns_exclude: Option<Vec<Domain>>,
+    /// Names that stand for other names, or for addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dns_mappings: Option<Vec<DnsMapping>>,
     /// What is seen as virtual subnets: the subnets named, and what overlaps unless `none` is among them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) vnat: Option<Vec<Vnat>>,
@@ -73,7 +76,7 @@ pub(crate) struct Layer {
 }
 
 /// All keys of a [`Layer`].
-pub(crate) const KEYS: [&str; 13] = [
+pub(crate) const KEYS: [&str; 14] = [
     "manager-namespace",
     "namespace",
     "name",
@@ -82,6 +85,7 @@ pub(crate) const KEYS: [&str; 13] = [
     "never-proxy",
     "dns-include",
     "dns-exclude",
+    "dns-mappings",
     "vnat",
     "idle-limit",
     "log-level",
@@ -126,6 +130,7 @@ impl Layer {
             never_proxy: list("never-proxy", var("never-proxy"))?,
             dns_include: list("dns-include", var("dns-include"))?,
             dns_exclude: list("dns-exclude", var("dns-exclude"))?,
+            dns_mappings: list("dns-mappings", var("dns-mappings"))?,
             vnat: list("vnat", var("vnat"))?,
             idle_limit: parse("idle-limit", var("idle-limit"))?,
             log_level: parse("log-level", var("log-level"))?,
@@ -146,6 +151,7 @@ impl Layer {
             never_proxy: self.never_proxy.or(weaker.never_proxy),
             dns_include: self.dns_include.or(weaker.dns_include),
             dns_exclude: self.dns_exclude.or(weaker.dns_exclude),
+            dns_mappings: self.dns_mappings.or(weaker.dns_mappings),
             vnat: self.vnat.or(weaker.vnat),
             idle_limit: self.idle_limit.or(weaker.idle_limit),
             log_level: self.log_level.or(weaker.log_level),
@@ -254,6 +260,7 @@ impl Sources {
             never_proxy: self.strongest(Vec::new(), |l| l.never_proxy.clone()),
             dns_include: self.strongest(Vec::new(), |l| l.dns_include.clone()),
             dns_exclude: self.strongest(Vec::new(), |l| l.dns_exclude.clone()),
+            dns_mappings: self.strongest(Vec::new(), |l| l.dns_mappings.clone()),
             vnat: self.strongest(Vec::new(), |l| l.vnat.clone()),
             idle_limit: self.strongest(DEFAULT_IDLE_LIMIT, |l| l.idle_limit),
             log_level: self.strongest(LogLevel::Info, |l| l.log_level),
@@ -282,6 +289,8 @@ pub(crate) struct Settings {
     pub(crate) dns_include: Sourced<Vec<Domain>>,
     /// Domains whose names the cluster's DNS is never asked for.
     pub(crate) dns_exclude: Sourced<Vec<Domain>>,
+    /// Names that stand for other names, or for addresses.
+    pub(crate) dns_mappings: Sourced<Vec<DnsMapping>>,
     /// What is seen as virtual subnets.
     pub(crate) vnat: Sourced<Vec<Vnat>>,
     /// Ends a detached connection that was idle for this long; zero: never.
@@ -310,6 +319,7 @@ impl Settings {
             entry("never-proxy", &self.never_proxy),
             entry("dns-include", &self.dns_include),
             entry("dns-exclude", &self.dns_exclude),
+            entry("dns-mappings", &self.dns_mappings),
             entry("vnat", &self.vnat),
             entry("idle-limit", &self.idle_limit),
             entry("log-level", &self.log_level),

@@ -1,4 +1,4 @@
-//! Addresses of the cluster that containers see as others.
+//! Addresses of the cluster that containers see as others, and names that stand for others.
 
 use std::net::SocketAddr;
 
@@ -69,6 +69,23 @@ fn address_outside_that_the_clusters_dns_names_is_reached_without_an_option() {
     assert_eq!(connection.status()["connections"][0]["dns"]["virtualAddresses"], 1);
     let unused = client.sh("(exec 3<>/dev/tcp/198.18.200.200/80) 2>&1").stdout;
     assert!(unused.contains("Connection refused"), "{unused}");
+}
+
+#[test]
+fn mapped_names_stand_for_others_and_for_addresses() {
+    let test = Test::beside_others();
+    let scope = test.scope();
+    let mappings = "db.corp.example=web.shop.svc.cluster.local,here.example=192.0.2.7";
+    scope.tp(["connect", "--dns-mapping", mappings]).run().ok();
+    let client = scope.join(Spec::client());
+    assert_eq!(get(&client, "db.corp.example/")["name"], "web of shop");
+    let ip = kubectl::service_ip("shop", "web");
+    let answer = client.sh("dig +short DB.corp.example").ok();
+    assert_eq!(answer.lines().collect::<Vec<_>>(), ["web.shop.svc.cluster.local.", &ip]);
+    assert_eq!(client.sh("getent ahostsv4 here.example | head -1 | cut -d' ' -f1").ok(), "192.0.2.7");
+    scope.tp(["status"]).run().exits(0).says(&["Mapped:", "db.corp.example=web.shop.svc.cluster.local"]);
+    drop(client);
+    scope.tp(["quit"]).run().ok();
 }
 
 #[test]

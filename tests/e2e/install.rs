@@ -92,6 +92,7 @@ fn lint_accepts_the_chart_and_names_a_wrong_value() {
     for (value, named) in [
         ("nosuchValue=1", "nosuchValue"),
         ("client.also-proxy={0.0.0.0/0}", "also-proxy"),
+        ("client.dns-mappings={db}", "dns-mappings"),
         ("client.vnat={some}", "vnat"),
     ] {
         install(&scope, "tp-lint", "lint", &["--set", value]).exits(1).says(&[named]);

@@ -32,7 +32,7 @@ enum ConfigCommand {
 /// TP_* (TP_IDLE_LIMIT for `idle-limit`), flags.
 ///
 /// The keys: manager-namespace, namespace, name, networks (Docker networks that the connection joins), also-proxy,
-/// never-proxy (subnets), dns-include, dns-exclude (domains), vnat (subnets, service, pods, also,
+/// never-proxy (subnets), dns-include, dns-exclude (domains), dns-mappings (NAME=TARGET), vnat (subnets, service, pods, also,
 /// all, none), idle-limit, log-level (error, warn, info, debug, trace), connect-timeout, docker (the docker or podman CLI
 /// for the user's own containers). Durations read 60s, 12h.
 #[derive(clap::Args, Debug)]

@@ -15,7 +15,7 @@ use super::setup::{CommonArgs, KubeArgs, Setup, VerbosityArgs, given, load};
 use super::signals::Signals;
 use crate::attach::{Empty, request};
 use crate::config::Layer;
-use crate::config::network::Vnat;
+use crate::config::network::{DnsMapping, Vnat};
 use crate::config::value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 use crate::docker::Engine;
 use crate::docker::connections::Connection;
@@ -90,6 +90,9 @@ struct OwnArgs {
     /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
     #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
     dns_exclude: Vec<Domain>,
+    /// Have a name stand for another one, which is resolved where that is known, or for an address
+    #[arg(long = "dns-mapping", value_name = "NAME=TARGET", value_delimiter = ',', help_heading = "Network options")]
+    dns_mappings: Vec<DnsMapping>,
     /// See this subnet of the cluster as a virtual one, as those that overlap with networks of this machine are: a SUBNET,
     /// `service`, `pods`, `also` or `all`; `none` maps nothing but what is named
     #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Network options")]
@@ -123,6 +126,7 @@ impl OwnArgs {
             never_proxy: given(&self.never_proxy),
             dns_include: given(&self.dns_include),
             dns_exclude: given(&self.dns_exclude),
+            dns_mappings: given(&self.dns_mappings),
             vnat: given(&self.vnat),
             connect_timeout: self.connect_timeout,
             idle_limit: self.idle_limit,

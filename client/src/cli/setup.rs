@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::file::{Place, read};
-use crate::config::network::Vnat;
+use crate::config::network::{DnsMapping, Vnat};
 use crate::config::value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
 use crate::config::{Layer, Settings, Source, Sources};
 use crate::error::Result;
@@ -59,6 +59,9 @@ pub(super) struct SettingArgs {
     /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
     #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
     pub(super) dns_exclude: Vec<Domain>,
+    /// Have a name stand for another one, which is resolved where that is known, or for an address
+    #[arg(long = "dns-mapping", value_name = "NAME=TARGET", value_delimiter = ',', help_heading = "Network options")]
+    pub(super) dns_mappings: Vec<DnsMapping>,
     /// See this subnet of the cluster as a virtual one, as those that overlap with networks of this machine are: a SUBNET,
     /// `service`, `pods`, `also` or `all`; `none` maps nothing but what is named
     #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Network options")]
@@ -84,6 +87,7 @@ impl SettingArgs {
             never_proxy: given(&self.never_proxy),
             dns_include: given(&self.dns_include),
             dns_exclude: given(&self.dns_exclude),
+            dns_mappings: given(&self.dns_mappings),
             vnat: given(&self.vnat),
             connect_timeout: self.connect_timeout,
             idle_limit: self.idle_limit,

@@ -116,7 +116,7 @@ mod tests {
     fn file_with_all_keys_reads() {
         let text = "manager-namespace: tools\nnamespace: web\nname: demo\nnetworks: [a, b]\nidle-limit: 30m\n\
                     also-proxy: [10.9.0.0/16]\nnever-proxy: [10.9.1.0/24]\ndns-include: [corp]\ndns-exclude: [a.corp]\n\
-                    vnat: [none, 10.9.0.0/24]\nlog-level: debug\nconnect-timeout: 20s\ndocker: podman\n";
+                    dns-mappings: [db.corp=10.9.0.1]\nvnat: [none, 10.9.0.0/24]\nlog-level: debug\nconnect-timeout: 20s\ndocker: podman\n";
         let layer = parse(Path::new("c"), text).unwrap();
         assert_eq!(layer.networks, Some(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(layer.docker.as_deref(), Some("podman"));
@@ -141,7 +141,7 @@ mod tests {
             (
                 "namespace: web\nidle_limit: 1h\n",
                 "error: /home/u/config.yaml:2:1: unknown field `idle_limit`, expected one of manager-namespace, namespace, \
-                 name, networks, also-proxy, never-proxy, dns-include, dns-exclude, vnat, idle-limit, log-level, connect-timeout, docker\n  2 | idle_limit: 1h\n    | ^\n",
+                 name, networks, also-proxy, never-proxy, dns-include, dns-exclude, dns-mappings, vnat, idle-limit, log-level, connect-timeout, docker\n  2 | idle_limit: 1h\n    | ^\n",
             ),
             (
                 "namespace: [web\n",

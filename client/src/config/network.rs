@@ -1,11 +1,62 @@
-//! The values of settings about addresses: what is seen as a virtual subnet.
+//! The values of settings about names and addresses: what a name is mapped to, what is seen as a virtual subnet.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::value::Subnet;
+use super::value::{Domain, Subnet};
+
+/// A name that stands for another one, or for an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct DnsMapping {
+    /// The name that is asked for.
+    pub(crate) name: Domain,
+    /// What it stands for.
+    pub(crate) target: DnsTarget,
+}
+
+/// What a name is mapped to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum DnsTarget {
+    /// Another name, as CNAME records say it.
+    Name(Domain),
+    /// An address.
+    Address(IpAddr),
+}
+
+impl FromStr for DnsMapping {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = |why: &str| {
+            format!(
+                "`{s}` does not map a name: {why}; write it like `db.example=postgres.shop.svc.cluster.local` or `db.example=10.20.1.5`"
+            )
+        };
+        let (name, target) = s.split_once('=').ok_or_else(|| wrong("it has no `=`"))?;
+        let name: Domain = name.trim().parse().map_err(|why: String| wrong(&why))?;
+        let target = match target.trim().parse() {
+            Ok(ip) => DnsTarget::Address(ip),
+            Err(_) => DnsTarget::Name(target.trim().parse().map_err(|why: String| wrong(&why))?),
+        };
+        if target == DnsTarget::Name(name.clone()) {
+            return Err(wrong("it leads to itself"));
+        }
+        Ok(Self { name, target })
+    }
+}
+
+impl fmt::Display for DnsMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            DnsTarget::Name(target) => write!(f, "{}={}", self.name, target.as_str()),
+            DnsTarget::Address(ip) => write!(f, "{}={ip}", self.name),
+        }
+    }
+}
 
 /// Largest subnets that are mapped, IPv4 and IPv6: there is room for eight of the one, 255 of the other.
 const MIN_PREFIX_LEN: [u8; 2] = [8, 40];
@@ -85,11 +136,38 @@ macro_rules! as_string {
         }
     )*};
 }
-as_string!(Vnat);
+as_string!(DnsMapping, Vnat);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mappings_lead_to_names_and_addresses_and_read_back() {
+        for (text, name, target) in [
+            ("DB.example.=pg.shop.svc.cluster.local", "db.example", "pg.shop.svc.cluster.local"),
+            ("db = postgres", "db", "postgres"),
+            ("db=10.20.1.5", "db", "10.20.1.5"),
+            ("db=fd00::1", "db", "fd00::1"),
+        ] {
+            let mapping: DnsMapping = text.parse().unwrap();
+            assert_eq!((mapping.name.as_str(), mapping.to_string()), (name, format!("{name}={target}")));
+            assert_eq!(mapping.to_string().parse::<DnsMapping>().unwrap(), mapping);
+            assert_eq!(matches!(mapping.target, DnsTarget::Address(_)), target.parse::<IpAddr>().is_ok(), "{text}");
+        }
+        for (text, why) in [
+            ("db", "no `=`"),
+            ("=x", "not a domain"),
+            ("db=", "not a domain"),
+            ("a b=c", "not a domain"),
+            ("*.db=c", "not a domain"),
+            ("db=10.0.0.0/8", "not a domain"),
+            ("db=DB.", "leads to itself"),
+        ] {
+            let error = text.parse::<DnsMapping>().unwrap_err();
+            assert!(error.contains(why) && error.contains("write it like"), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn vnat_is_a_subnet_or_one_of_some_words() {

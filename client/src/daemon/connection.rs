@@ -18,7 +18,7 @@ use tp_tunnel::error::LaneError;
 
 use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
 use crate::config::Layer;
-use crate::daemon::dns::Resolver;
+use crate::daemon::dns::{Mappings, Resolver};
 use crate::daemon::flows::Flows;
 use crate::daemon::hosts::HostLookup;
 use crate::daemon::kube::{MANAGER_POD, ManagerRoute};
@@ -163,7 +163,9 @@ impl Connection {
     ) -> Self {
         let Parts { tunnel, resolver, flows, nat } = parts;
         nat.borrow_mut().set_rules(layout.rules());
-        resolver.set_zones(layout.zones(&settings(&request, &cluster), &cluster));
+        let settings = settings(&request, &cluster);
+        resolver.set_zones(layout.zones(&settings, &cluster));
+        resolver.set_mappings(mappings(&settings));
         Self {
             request,
             route,
@@ -325,7 +327,9 @@ impl Connection {
         let mut seen = self.seen.borrow_mut();
         match kind {
             Some(from_manager::Kind::ClusterInfo(cluster)) => {
-                self.resolver.set_zones(self.layout.zones(&settings(&self.request, &cluster), &cluster));
+                let settings = settings(&self.request, &cluster);
+                self.resolver.set_zones(self.layout.zones(&settings, &cluster));
+                self.resolver.set_mappings(mappings(&settings));
                 seen.cluster = cluster;
             }
             Some(from_manager::Kind::Agents(agents)) => seen.agents = agents,
@@ -431,6 +435,7 @@ impl Connection {
             excluded_subnets: settings.never_proxy.iter().flatten().map(ToString::to_string).collect(),
             virtual_subnets: self.layout.virtual_subnets.clone(),
             virtual_addresses: self.nat.borrow().borrowed() as u64,
+            dns_mappings: settings.dns_mappings.iter().flatten().map(ToString::to_string).collect(),
             dns_address: self.layout.network.nameserver.clone(),
             dns_search: self.layout.network.search.clone(),
             agents: agents.collect(),
@@ -488,6 +493,12 @@ pub(crate) fn settings(request: &Connect, cluster: &ClusterInfo) -> Layer {
     Layer::from_chart(&request.settings_json).unwrap_or_default().over(chart)
 }
 
+/// What names stand for; of two for one name the first one counts.
+fn mappings(settings: &Layer) -> Mappings {
+    let mappings = settings.dns_mappings.iter().flatten().rev();
+    mappings.map(|it| (it.name.as_str().to_owned(), it.target.clone())).collect()
+}
+
 /// Between half of `wait` and all of it, so that many clients do not come back in step.
 fn jittered(wait: Duration) -> Duration {
     let mut byte = [0];
@@ -513,6 +524,13 @@ mod tests {
         let request = Connect { settings_json: r#"{"also-proxy":["10.9.0.0/16"]}"#.into(), ..Connect::default() };
         let settings = serde_json::to_string(&settings(&request, &cluster)).unwrap();
         assert_eq!(settings, r#"{"also-proxy":["10.9.0.0/16"],"never-proxy":["10.96.7.0/24"]}"#);
+    }
+
+    #[test]
+    fn first_mapping_of_a_name_counts() {
+        let settings: Layer = serde_json::from_str(r#"{"dns-mappings":["db=10.0.0.1","db=10.0.0.2"]}"#).unwrap();
+        let first = settings.dns_mappings.as_ref().unwrap()[0].target.clone();
+        assert_eq!(mappings(&settings), Mappings::from([("db".to_owned(), first)]));
     }
 
     #[test]

@@ -16,13 +16,14 @@ mod upstream;
 mod wire;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::Name;
+use hickory_proto::rr::{Name, RecordType};
 use tokio::time::timeout;
 
 use self::cache::Cache;
@@ -30,11 +31,16 @@ use self::query::Query;
 pub(crate) use self::route::Zones;
 use self::route::{Route, reverse_address};
 pub(crate) use self::upstream::Upstreams;
+use crate::config::network::DnsTarget;
+use crate::config::value::Domain;
 use crate::daemon::nat::Nat;
 use crate::daemon::tunnel::Tunnel;
 
 /// How long a cluster query may take. glibc and musl ask again after 5 s (resolv.conf(5), `timeout`).
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What names stand for, whoever would answer them; lower-case, without a final dot.
+pub(crate) type Mappings = HashMap<String, DnsTarget>;
 
 /// Answers DNS queries of the containers.
 pub(crate) struct Resolver {
@@ -42,6 +48,7 @@ pub(crate) struct Resolver {
     tunnel: Tunnel,
     nat: Rc<RefCell<Nat>>,
     zones: RefCell<Zones>,
+    mappings: RefCell<Mappings>,
     upstreams: Upstreams,
     cache: RefCell<Cache>,
 }
@@ -50,7 +57,8 @@ impl Resolver {
     /// `address` is where the containers ask; `nameservers` are those of the container before it was ours.
     pub(crate) fn new(address: SocketAddr, tunnel: Tunnel, nat: Rc<RefCell<Nat>>, nameservers: Vec<IpAddr>) -> Self {
         let upstreams = Upstreams::new(nameservers);
-        Self { address, tunnel, nat, zones: RefCell::default(), upstreams, cache: RefCell::default() }
+        let (zones, mappings, cache) = Default::default();
+        Self { address, tunnel, nat, zones, mappings, upstreams, cache }
     }
 
     /// Where the containers ask.
@@ -63,6 +71,11 @@ impl Resolver {
         if self.zones.replace(zones.clone()) != zones {
             self.cache.borrow_mut().clear();
         }
+    }
+
+    /// Sets which names stand for what.
+    pub(crate) fn set_mappings(&self, mappings: Mappings) {
+        self.mappings.replace(mappings);
     }
 
     /// Answers a query that came as a datagram: cut to what the asker takes, with the TC bit (RFC 2181 section 9).
@@ -83,6 +96,31 @@ impl Resolver {
     }
 
     async fn answer(&self, query: &Query, raw: Bytes) -> Bytes {
+        let target = self.mappings.borrow().get(query.name.trim_end_matches('.')).cloned();
+        match target {
+            None => self.resolve(query, raw).await,
+            Some(DnsTarget::Name(target)) => self.resolve_alias(query, &target).await,
+            Some(DnsTarget::Address(ip)) => query.address(self.nat.borrow().seen_in_subnets(ip)),
+        }
+    }
+
+    /// A name that stands for another one, which is resolved where it belongs. That one is not looked up among the mappings
+    /// again.
+    async fn resolve_alias(&self, query: &Query, target: &Domain) -> Bytes {
+        let Ok(target) = Name::from_ascii(format!("{target}.")) else {
+            return query.refused(ResponseCode::ServFail);
+        };
+        if query.kind() == RecordType::CNAME {
+            return query.alias(target, None);
+        }
+        let Some((asked, raw)) = query.renamed(target.clone()) else {
+            return query.refused(ResponseCode::ServFail);
+        };
+        let answer = self.resolve(&asked, raw).await;
+        query.alias(target, Some(&answer))
+    }
+
+    async fn resolve(&self, query: &Query, raw: Bytes) -> Bytes {
         let reverse = reverse_address(&query.name).map(|ip| (ip, self.nat.borrow().real(ip)));
         let route = self.zones.borrow().route(&query.name);
         let answer = match (reverse, route) {

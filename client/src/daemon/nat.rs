@@ -85,6 +85,14 @@ impl Nat {
         }
     }
 
+    /// What to say for `real`, an address that the user named: that of its subnet, or itself.
+    pub(crate) fn seen_in_subnets(&self, real: IpAddr) -> IpAddr {
+        match self.place(real) {
+            Place::Mapped(seen) => seen,
+            Place::AsItIs | Place::Outside => real,
+        }
+    }
+
     /// What `seen` stands for: itself, unless it is virtual. `None` for a virtual address that stands for nothing.
     pub(crate) fn real(&self, seen: IpAddr) -> Option<IpAddr> {
         if address::is_own(seen) {
@@ -225,5 +233,13 @@ mod tests {
         ] {
             assert_eq!(nat.real(ip(seen)), real.map(ip), "{seen}");
         }
+    }
+
+    #[test]
+    fn address_that_the_user_names_is_never_borrowed() {
+        let nat = nat();
+        assert_eq!(nat.seen_in_subnets(ip("10.244.0.1")), ip("240.0.0.1"));
+        assert_eq!(nat.seen_in_subnets(ip("203.0.113.1")), ip("203.0.113.1"));
+        assert_eq!(nat.borrowed(), 0);
     }
 }

@@ -104,6 +104,8 @@ pub(super) struct VirtualSubnet {
 pub(super) struct Dns {
     pub(super) address: String,
     pub(super) search: Vec<String>,
+    /// Names that stand for others: `NAME=TARGET`.
+    pub(super) mappings: Vec<String>,
     /// Addresses of the cluster that containers see as others because no route leads to them.
     pub(super) virtual_addresses: u64,
 }
@@ -196,8 +198,12 @@ impl ConnectionReport {
             reason: it.reason,
         };
         self.virtual_subnets = status.virtual_subnets.into_iter().map(virtual_subnet).collect();
-        self.dns =
-            Dns { address: status.dns_address, search: status.dns_search, virtual_addresses: status.virtual_addresses };
+        self.dns = Dns {
+            address: status.dns_address,
+            search: status.dns_search,
+            mappings: status.dns_mappings,
+            virtual_addresses: status.virtual_addresses,
+        };
         let agent =
             |agent: crate::attach::Agent| Agent { namespace: agent.namespace, pod: agent.pod, version: agent.version };
         self.agents = status.agents.into_iter().map(agent).collect();

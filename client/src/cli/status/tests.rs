@@ -79,13 +79,18 @@ fn what_is_seen_as_something_else_is_shown() {
     status.routed_subnets = vec!["10.96.0.0/16".into(), "10.244.0.0/24".into(), "240.0.0.0/24".into()];
     status.virtual_subnets = vec![virtual_subnet];
     status.virtual_addresses = 2;
+    status.dns_mappings = vec!["db=web.shop.svc.cluster.local".into()];
     let report = ConnectionReport::new(&example("dev"), Answer::Status(Box::new(status)), Vec::new());
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["virtual"][0]["seenAs"], "240.0.0.0/24");
-    assert_eq!(json["dns"]["virtualAddresses"], 2);
+    assert_eq!(
+        (&json["dns"]["virtualAddresses"], &json["dns"]["mappings"][0]),
+        (&2.into(), &"db=web.shop.svc.cluster.local".into())
+    );
     let text = rendered(vec![report]);
     for line in [
         "  Virtual:    10.244.1.0/24 as 240.0.0.0/24 (overlaps with 10.244.1.0/25, a network of the container)\n",
+        "  Mapped:     db=web.shop.svc.cluster.local\n",
         "  Outside:    2 addresses of the cluster's names, seen as virtual ones\n",
     ] {
         assert!(text.contains(line), "{text}");

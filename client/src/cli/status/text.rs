@@ -39,6 +39,7 @@ fn block(c: &ConnectionReport, now: Timestamp) -> String {
         line("Virtual:", format!("{} as {} ({})", it.subnet, it.seen_as, it.reason));
     }
     line("DNS:", with(&c.dns.address, &c.dns.search.join(" ")));
+    line("Mapped:", c.dns.mappings.join(", "));
     match c.dns.virtual_addresses {
         0 => {}
         1 => line("Outside:", "1 address of the cluster's names, seen as a virtual one".to_owned()),

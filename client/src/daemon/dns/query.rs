@@ -1,12 +1,18 @@
 //! A query of a container, and the answers that are made here.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
-use hickory_proto::rr::Name;
+use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::BinEncodable;
 
 /// Largest answer over UDP to a query without EDNS (RFC 1035 section 4.2.1).
 const PLAIN_UDP_BYTES: usize = 512;
+
+/// How long what a name is mapped to may be remembered, in seconds: as CoreDNS says for the names of a cluster.
+const MAPPING_TTL: u32 = 30;
 
 /// A parsed query: what is needed to route it and to answer it ourselves.
 pub(crate) struct Query {
@@ -52,6 +58,33 @@ impl Query {
         self.answer_with(|response| response.metadata.truncation = true)
     }
 
+    /// The answer for a name that stands for an address.
+    pub(crate) fn address(&self, ip: IpAddr) -> Bytes {
+        let (kind, data) = match ip {
+            IpAddr::V4(ip) => (RecordType::A, RData::A(ip.into())),
+            IpAddr::V6(ip) => (RecordType::AAAA, RData::AAAA(ip.into())),
+        };
+        let record = Record::from_rdata(self.asked().clone(), MAPPING_TTL, data);
+        let is_asked_for = [kind, RecordType::ANY].contains(&self.kind());
+        self.answer_with(|response| _ = response.add_answers(is_asked_for.then_some(record)))
+    }
+
+    /// The answer for a name that stands for `target`, given the answer for that. An asker for the CNAME record itself gets no
+    /// more than that (RFC 1034 section 3.6.2).
+    pub(crate) fn alias(&self, target: Name, answer: Option<&[u8]>) -> Bytes {
+        let alias = Record::from_rdata(self.asked().clone(), MAPPING_TTL, RData::CNAME(CNAME(target)));
+        let Some(answer) = answer else {
+            return self.answer_with(|response| _ = response.add_answer(alias));
+        };
+        let Ok(answer) = Message::from_vec(answer) else { return self.refused(ResponseCode::ServFail) };
+        self.answer_with(|response| {
+            response.metadata.response_code = answer.metadata.response_code;
+            response.add_answer(alias);
+            response.add_answers(answer.answers);
+            response.add_authorities(answer.authorities);
+        })
+    }
+
     /// The answer to `other`, as one to this query: what it says of the other's name it says of this one's.
     pub(crate) fn taken_over(&self, other: &Self, answer: &[u8]) -> Option<Bytes> {
         let mut message = Message::from_vec(answer).ok()?;
@@ -62,6 +95,11 @@ impl Query {
             }
         }
         message.to_vec().ok().map(Bytes::from)
+    }
+
+    /// The type of records that is asked for.
+    pub(crate) fn kind(&self) -> RecordType {
+        self.message.queries[0].query_type()
     }
 
     /// The name that is asked for, as the asker writes it.

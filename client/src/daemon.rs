@@ -6,6 +6,8 @@
 
 mod address;
 pub(crate) mod attach;
+mod backoff;
+mod bulk;
 mod connection;
 mod control;
 mod dns;
@@ -166,7 +168,9 @@ impl Daemon {
         let limit = Duration::from_millis(request.connect_timeout_ms.into());
         // The CLI may be gone, which its stream's end tells better than a failed write.
         let _ = replies.progress(&format!("connecting to the traffic manager in {}", request.manager_namespace)).await;
-        let (route, live, cluster) = Connection::establish(&request, self.hosts.clone(), limit).await?;
+        let parts = self.parts(&request.namespace);
+        let count = parts.tunnel.count();
+        let (route, live, cluster) = Connection::establish(&request, self.hosts.clone(), count, limit).await?;
         let _ = replies.progress("setting up the container's network").await;
         let api_server = route.addresses().await;
         let before = Before {
@@ -180,7 +184,6 @@ impl Daemon {
             hint: "look at `docker logs` of the daemon container".into(),
             causes: Vec::new(),
         })?;
-        let parts = self.parts(&request.namespace);
         let held = request.hold;
         let connection = Rc::new(Connection::new(request, route, cluster, layout, parts));
         if !held {

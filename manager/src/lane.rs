@@ -72,7 +72,8 @@ pub async fn serve(services: Arc<Services>, io: impl Carrier + 'static) -> Resul
                 rejoined = ticket.rejoined,
                 "lane opened"
             );
-            (ticket, pending.welcome(welcome).await?)
+            let flows = ticket.budget.count.clone();
+            (ticket, pending.welcome(welcome, flows).await?)
         }
         Err(refusal) => return refuse(pending, refusal).await,
     };
@@ -132,6 +133,10 @@ async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) ->
                 None => return Ok(()),
                 Some(Err(error)) => return Err(error),
                 Some(Ok(Incoming::Open(open, responder))) => start_flow(services, ticket, &mut tasks, open, responder),
+                Some(Ok(Incoming::Continue(flow, responder))) => match ticket.budget.take_movable(flow) {
+                    Some(continuation) => responder.accept(continuation),
+                    None => responder.refuse(),
+                },
                 Some(Ok(Incoming::Resolve(request))) => _ = tasks.spawn(resolve(services.dns.clone(), request)),
                 Some(Ok(Incoming::Echo(dst, request))) => start_echo(services, ticket, &mut tasks, dst, request),
                 Some(Ok(Incoming::Control(control))) => {
@@ -167,7 +172,7 @@ fn start_flow(services: &Arc<Services>, ticket: &Ticket, tasks: &mut JoinSet<()>
 }
 
 /// Dials, answers, and relays until both ends are done.
-async fn flow(services: &Services, budget: &Budget, open: Open, mut responder: Responder) {
+async fn flow(services: &Services, budget: &Arc<Budget>, open: Open, mut responder: Responder) {
     let dialled = tokio::select! {
         dialled = dial(services, budget, &open) => dialled,
         () = responder.cancelled() => return,
@@ -182,7 +187,8 @@ async fn flow(services: &Services, budget: &Budget, open: Open, mut responder: R
         }
     };
     // Fails when the client has given up meanwhile; the socket closes with it.
-    let Ok(flow) = responder.accept() else { return };
+    let Ok(mut flow) = responder.accept() else { return };
+    let _movable = open.flow.map(|number| budget.movable(number, flow.continuation()));
     let relayed = match dialled {
         Dialled::Tcp(socket) => relay::tcp(flow, socket).await,
         Dialled::Udp(socket) => relay::udp(flow, socket, services.udp_idle).await,

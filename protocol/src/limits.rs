@@ -28,13 +28,25 @@ pub const MAX_ERROR_MESSAGE_BYTES: usize = 512;
 /// Flows that one lane may hold open at once (`SETTINGS_MAX_CONCURRENT_STREAMS`, RFC 9113 section 6.5.2).
 pub const MAX_STREAMS_PER_LANE: u32 = 32_768;
 
-/// Flow-control window of one stream while there are few, and so what a reader that stands still makes us buffer. At 10 ms
-/// of round-trip time one flow can carry 3.3 Gbit/s.
-pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// What a flow may move on lane 0, both directions together, before it has to go on on a lane for bulk.
+pub const CONTINUE_AFTER_BYTES: u64 = 1 << 20;
 
-/// Flows of a lane that may have that window. With each doubling beyond it is a quarter, so that flows which fill theirs one
-/// after the other hold at most 12 of the largest together; and never less than the next constant.
+/// Lanes for bulk of one session, 1 to this. Each has its flow control below HTTP/2, so two of them are better than one.
+pub const BULK_LANES: u32 = 2;
+
+/// Flow-control window of one stream of lane 0 while there are few.
+pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// Flows of a session that may have that window. With each doubling beyond it is a quarter, so that flows which fill theirs
+/// one after the other hold at most 12 of the largest together; and never less than [`STREAM_WINDOW_MIN_BYTES`].
 pub const STREAM_WINDOW_FLOWS: usize = 8;
+
+/// Flow-control window of one stream of a lane for bulk while there are few, and so what a reader that stands still makes
+/// us buffer. At 80 ms of round-trip time one flow can carry 0.8 Gbit/s.
+pub const BULK_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Flows of a session that may have that window; beyond, as above.
+pub const BULK_STREAM_WINDOW_FLOWS: usize = 2;
 
 /// Smallest flow-control window of one stream.
 pub const STREAM_WINDOW_MIN_BYTES: u32 = 64 << 10;
@@ -53,7 +65,7 @@ pub const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// Largest payload of one segment of a lane ([`crate::resume`]): an HTTP/2 frame with its header, and some room.
 pub const MAX_SEGMENT_BYTES: usize = (64 << 10) - 32;
 
-/// What one lane keeps until the peer acknowledges it, and so what can be under way: 3.3 Gbit/s at 20 ms of round-trip
+/// What one lane keeps until the peer acknowledges it, and so what can be under way: 0.8 Gbit/s at 80 ms of round-trip
 /// time. Less than this is kept where less is under way.
 pub const REPLAY_BYTES: usize = 8 << 20;
 

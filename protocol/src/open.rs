@@ -7,10 +7,15 @@
 //!
 //! Further headers, all optional: `tp-namespace` (the connected namespace, for names), `tp-via` (dial from this workload's
 //! place in the network), `tp-deadline-ms` (give up dialling after this long), `tp-source` (address of the socket that
-//! opened the flow, for logs). Headers that the receiver does not know are skipped.
+//! opened the flow, for logs), `tp-flow` (its number in the session). Headers that the receiver does not know are skipped.
 //!
 //! Status 200 answers when the far end has accepted (TCP) or the socket is ready (UDP). Any other status comes with
 //! `tp-error` ([`ErrorClass`]) and `tp-message`.
+//!
+//! A flow that turns out to carry much goes on on another lane of its session, where it delays no others: the client asks
+//! there with `POST /tp.v1/continue` and the flow's `tp-flow`. Once that is answered with 200, either end may end its
+//! direction of the old stream with the trailer `tp-continued`, at any time, and sends what follows on the new one. A
+//! direction whose old stream ends without this trailer is over, whatever comes on the new one.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +36,10 @@ pub const VIA: HeaderName = HeaderName::from_static("tp-via");
 pub const DEADLINE: HeaderName = HeaderName::from_static("tp-deadline-ms");
 /// Address of the socket that opened the flow.
 pub const SOURCE: HeaderName = HeaderName::from_static("tp-source");
+/// Number of the flow in its session.
+pub const FLOW: HeaderName = HeaderName::from_static("tp-flow");
+/// Trailer of a direction that goes on on another lane.
+pub const CONTINUED: HeaderName = HeaderName::from_static("tp-continued");
 /// Header or trailer with an [`ErrorClass`].
 pub const ERROR: HeaderName = HeaderName::from_static("tp-error");
 /// Text for people that explains [`ERROR`].
@@ -75,6 +84,8 @@ pub struct Open {
     pub deadline: Option<Duration>,
     /// Address of the socket that opened the flow.
     pub source: Option<SocketAddr>,
+    /// Number of the flow in its session, by which it can go on on another lane.
+    pub flow: Option<u64>,
 }
 
 /// Why a request is not a valid open.
@@ -110,6 +121,7 @@ impl Open {
             via: None,
             deadline: None,
             source: None,
+            flow: None,
         }
     }
 
@@ -139,6 +151,7 @@ impl Open {
         insert(headers, VIA, self.via.as_ref())?;
         insert(headers, DEADLINE, self.deadline.map(|d| d.as_millis()).as_ref())?;
         insert(headers, SOURCE, self.source.as_ref())?;
+        insert(headers, FLOW, self.flow.as_ref())?;
         Ok(request)
     }
 
@@ -171,6 +184,7 @@ impl Open {
             via: read(&parts.headers, VIA)?,
             deadline: read(&parts.headers, DEADLINE)?.map(Duration::from_millis),
             source: read(&parts.headers, SOURCE)?,
+            flow: read(&parts.headers, FLOW)?,
         })
     }
 }

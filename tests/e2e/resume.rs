@@ -1,4 +1,4 @@
-//! Tunnels whose way to the API server is cut, frozen or slow: flows survive.
+//! Tunnels whose way to the API server is cut, frozen or full: flows survive, and small ones do not wait.
 
 use std::time::Duration;
 
@@ -109,4 +109,27 @@ fn frozen_way_to_the_api_server_is_waited_for() {
     });
     drop(client);
     scope.tp(["quit"]).run().ok();
+}
+
+#[test]
+fn flows_that_move_much_go_on_on_lanes_of_their_own() {
+    let test = Test::beside_others();
+    let connection = test.connect();
+    let client = connection.client();
+    let lanes = || connection.status()["connections"][0]["traffic"]["lanes"].as_u64().expect("the status counts them");
+    assert_eq!(lanes(), 1);
+    // The source sends until it is left.
+    client.sh("for n in 1 2; do (echo | timeout 60 nc stream 19 >/dev/null) & done").ok();
+    until(Duration::from_secs(10), "both downloads to have a lane", || {
+        let open = lanes();
+        if open == 3 { Ok(()) } else { Err(format!("{open} lanes")) }
+    });
+    client.sh("curl -sS --max-time 5 http://web/").ok();
+    client.sh("pkill -x nc").ok();
+    until(Duration::from_secs(10), "the downloads to be over", || {
+        let status = connection.status();
+        if status["connections"][0]["traffic"]["tcpFlows"] == 0 { Ok(()) } else { Err(status.to_string()) }
+    });
+    drop(client);
+    connection.tp(["quit"]).run().ok();
 }

@@ -13,14 +13,15 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use tp_protocol::echo;
 use tp_protocol::hello::{ClientHello, ServerHello, Welcome, server_hello};
 use tp_protocol::limits;
-use tp_protocol::open::{Open, OpenRefused, Transport, UDP_PROTOCOL};
+use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 
 use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
 use crate::error::{FlowError, FlowOpenError, LaneError};
-use crate::flow::{Flow, read_to_end};
+use crate::flow::{Continuation, Counting, Flow, read_to_end};
 use crate::handshake;
-use crate::server::{CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI};
+use crate::server::{CONTINUE_URI, CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI};
+
 use crate::window::{FlowCount, Windows};
 
 /// How long a stream that was reset is remembered, so that frames still under way to it are no error.
@@ -41,6 +42,8 @@ pub struct Admitted {
     /// What the manager said.
     pub welcome: Welcome,
     io: Box<dyn Carrier>,
+    /// Number of the lane.
+    lane: u32,
 }
 
 /// A lane that runs.
@@ -60,7 +63,7 @@ pub struct Connected {
 /// # Errors
 /// [`LaneError::Refused`] with the manager's reason, or why the lane could not be made.
 pub async fn connect(io: impl Carrier + 'static, hello: &ClientHello) -> Result<Connected, LaneError> {
-    say_hello(io, hello).await?.start().await
+    say_hello(io, hello).await?.start(FlowCount::default()).await
 }
 
 /// Says hello on `io` and waits for the welcome.
@@ -71,21 +74,22 @@ pub async fn say_hello(mut io: impl Carrier + 'static, hello: &ClientHello) -> R
     handshake::send(&mut io, hello).await?;
     let (answer, io) = handshake::receive::<ServerHello, _>(io).await?;
     match answer.outcome {
-        Some(server_hello::Outcome::Welcome(welcome)) => Ok(Admitted { welcome, io: Box::new(io) }),
+        Some(server_hello::Outcome::Welcome(welcome)) => Ok(Admitted { welcome, io: Box::new(io), lane: hello.lane }),
         Some(server_hello::Outcome::Refusal(refusal)) => Err(LaneError::Refused(refusal)),
         None => Err(LaneError::EmptyHello),
     }
 }
 
 impl Admitted {
-    /// Starts a new lane: HTTP/2 from its beginning.
+    /// Starts a new lane: HTTP/2 from its beginning. All lanes of a session count their flows in the same `flows`.
     ///
     /// # Errors
     /// Why it could not be made.
-    pub async fn start(self) -> Result<Connected, LaneError> {
+    pub async fn start(self, flows: FlowCount) -> Result<Connected, LaneError> {
+        let mut windows = Windows::new(flows.clone(), self.lane);
         let (stream, handle) = LaneStream::new(self.io, self.welcome.resume_grace_ms > 0);
         let (requests, mut connection) = Builder::new()
-            .initial_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_window_size(windows.bytes())
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
             .max_frame_size(limits::MAX_FRAME_BYTES)
             .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
@@ -96,8 +100,6 @@ impl Admitted {
             .enable_push(false)
             .handshake(stream)
             .await?;
-        let flows = FlowCount::default();
-        let mut windows = Windows::new(flows.clone());
         let driver = Box::pin(poll_fn(move |cx| {
             windows.tune(|bytes| connection.set_initial_window_size(bytes));
             Pin::new(&mut connection).poll(cx).map_err(LaneError::from)
@@ -130,7 +132,19 @@ impl Lane {
         }
         let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
         let recv = check(response.await?)?;
-        Ok(Flow::new(send, recv, Some(self.flows.count())))
+        Ok(Flow::new(send, Counting { stream: recv, _counted: Some(self.flows.count()) }))
+    }
+
+    /// Has a flow of another lane of the session go on on this one: the flow that was opened with number `flow`.
+    ///
+    /// # Errors
+    /// [`FlowOpenError`]: it stays where it is.
+    pub async fn carry_on(&self, flow: u64, continuation: Continuation) -> Result<(), FlowOpenError> {
+        let request = Request::post(CONTINUE_URI).header(FLOW, flow).body(()).expect("made of a constant and a number");
+        let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
+        let recv = check(response.await?)?;
+        continuation.go_on(send, Counting { stream: recv, _counted: Some(self.flows.count()) });
+        Ok(())
     }
 
     /// Asks the cluster's DNS. `query` and the answer are DNS messages (RFC 1035).
@@ -164,7 +178,9 @@ impl Lane {
         read_to_end(recv, answer_bytes_max).await.map_err(|error| match error {
             FlowError::Cancelled(error) => FlowOpenError::Lane(error),
             FlowError::Reset(why) => FlowOpenError::Refused(why),
-            FlowError::Frame(_) | FlowError::BadMessage => FlowOpenError::BadAnswer(StatusCode::OK),
+            FlowError::Frame(_) | FlowError::BadMessage | FlowError::Stranded => {
+                FlowOpenError::BadAnswer(StatusCode::OK)
+            }
         })
     }
 

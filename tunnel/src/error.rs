@@ -73,6 +73,9 @@ pub enum FlowError {
     /// The stream was cancelled, or the lane is gone.
     #[error("flow cancelled: {0}")]
     Cancelled(#[from] h2::Error),
+    /// The far end went on on another lane, which is not there.
+    #[error("flow lost between two lanes")]
+    Stranded,
     /// The peer broke the protocol on this stream.
     #[error(transparent)]
     Frame(#[from] FrameError),

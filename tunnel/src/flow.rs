@@ -1,12 +1,14 @@
 //! A flow: one HTTP/2 stream that carries a TCP connection's bytes or a UDP association's datagram capsules.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::HeaderMap;
-use tp_protocol::open::OpenRefused;
+use http::{HeaderMap, HeaderValue};
+use tokio::sync::oneshot;
+use tp_protocol::open::{CONTINUED, OpenRefused};
 
 use crate::error::FlowError;
 use crate::window::Counted;
@@ -22,24 +24,66 @@ pub struct Flow {
 #[derive(Debug)]
 pub struct FlowSender {
     stream: SendStream<Bytes>,
+    /// Brings the stream of another lane.
+    next: Option<oneshot::Receiver<SendStream<Bytes>>>,
 }
 
 /// The receiving direction.
 #[derive(Debug)]
 pub struct FlowReceiver {
-    stream: RecvStream,
-    _counted: Option<Counted>,
+    stream: Counting,
+    /// Brings the stream of another lane.
+    next: Option<oneshot::Receiver<Counting>>,
+    /// The peer goes on there.
+    is_continued: bool,
+}
+
+/// A stream that counts among those that share the windows.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    pub(crate) stream: RecvStream,
+    /// `None` on the control channel.
+    pub(crate) _counted: Option<Counted>,
+}
+
+/// Takes the streams of another lane on which a flow goes on.
+#[derive(Debug)]
+pub struct Continuation {
+    sender: oneshot::Sender<SendStream<Bytes>>,
+    receiver: oneshot::Sender<Counting>,
 }
 
 impl Flow {
-    /// A flow that counts among those that share the lane's windows, or one that does not.
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, counted: Option<Counted>) -> Self {
-        Self { sender: FlowSender { stream: send }, receiver: FlowReceiver { stream: recv, _counted: counted } }
+    /// A flow on a stream that was accepted.
+    pub(crate) fn new(send: SendStream<Bytes>, recv: Counting) -> Self {
+        let receiver = FlowReceiver { stream: recv, next: None, is_continued: false };
+        Self { sender: FlowSender { stream: send, next: None }, receiver }
+    }
+
+    /// Prepares the flow to go on on another lane, once.
+    pub fn continuation(&mut self) -> Continuation {
+        let (sender, next) = oneshot::channel();
+        self.sender.next = Some(next);
+        let (receiver, next) = oneshot::channel();
+        self.receiver.next = Some(next);
+        Continuation { sender, receiver }
     }
 
     /// Separates the directions, which end independently (half-close).
     pub fn split(self) -> (FlowSender, FlowReceiver) {
         (self.sender, self.receiver)
+    }
+}
+
+impl Continuation {
+    /// The flow goes on on these.
+    pub(crate) fn go_on(self, send: SendStream<Bytes>, recv: Counting) {
+        if let Err(mut send) = self.sender.send(send) {
+            // This direction is over already; fails only when the other lane is gone.
+            let _ = send.send_data(Bytes::new(), true);
+        }
+        // Fails when that direction is over.
+        let _ = self.receiver.send(recv);
     }
 }
 
@@ -49,6 +93,7 @@ impl FlowSender {
     /// # Errors
     /// [`FlowError::Cancelled`] when the peer cancelled the stream or the lane is gone.
     pub fn poll_capacity(&mut self, want: usize, cx: &mut Context<'_>) -> Poll<Result<usize, FlowError>> {
+        self.go_on();
         self.stream.reserve_capacity(want);
         loop {
             let capacity = self.stream.capacity();
@@ -69,6 +114,17 @@ impl FlowSender {
     /// As [`Self::poll_capacity`].
     pub async fn capacity(&mut self, want: usize) -> Result<usize, FlowError> {
         poll_fn(|cx| self.poll_capacity(want, cx)).await
+    }
+
+    /// Leaves for the other lane, when it is there: what follows goes out on it, what went before stays before.
+    fn go_on(&mut self) {
+        let Some(stream) = self.next.as_mut().and_then(|next| next.try_recv().ok()) else { return };
+        let mut old = std::mem::replace(&mut self.stream, stream);
+        self.next = None;
+        let mut trailers = HeaderMap::new();
+        trailers.insert(CONTINUED, HeaderValue::from_static("1"));
+        // Fails only when the old lane is gone, which the peer sees.
+        let _ = old.send_trailers(trailers);
     }
 
     /// Queues `data`, at most as much as [`Self::poll_capacity`] has just granted: more is buffered without limit.
@@ -96,6 +152,7 @@ impl FlowSender {
     /// # Errors
     /// [`FlowError::Cancelled`] when the stream is gone.
     pub fn finish(&mut self) -> Result<(), FlowError> {
+        self.go_on();
         Ok(self.stream.send_data(Bytes::new(), true)?)
     }
 
@@ -104,6 +161,7 @@ impl FlowSender {
     /// # Errors
     /// [`FlowError::Cancelled`] when the stream is gone.
     pub fn reset(&mut self, why: &OpenRefused) -> Result<(), FlowError> {
+        self.go_on();
         let mut trailers = HeaderMap::new();
         why.write_headers(&mut trailers);
         Ok(self.stream.send_trailers(trailers)?)
@@ -128,17 +186,31 @@ impl FlowReceiver {
     /// The caller returns the credit with [`Self::release`] once it has passed the bytes on.
     ///
     /// # Errors
-    /// [`FlowError::Reset`] when the far end reset the flow, [`FlowError::Cancelled`] when the stream is gone.
+    /// [`FlowError::Reset`] when the far end reset the flow, [`FlowError::Cancelled`] when the stream is gone,
+    /// [`FlowError::Stranded`] when it went on on a lane that is.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FlowError>>> {
-        if let Some(data) = ready!(self.stream.poll_data(cx)) {
-            return Poll::Ready(Some(data.map_err(FlowError::from)));
+        loop {
+            if self.is_continued {
+                let Some(next) = &mut self.next else { return Poll::Ready(Some(Err(FlowError::Stranded))) };
+                let Ok(stream) = ready!(Pin::new(next).poll(cx)) else {
+                    return Poll::Ready(Some(Err(FlowError::Stranded)));
+                };
+                (self.stream, self.next, self.is_continued) = (stream, None, false);
+            }
+            let stream = &mut self.stream.stream;
+            if let Some(data) = ready!(stream.poll_data(cx)) {
+                return Poll::Ready(Some(data.map_err(FlowError::from)));
+            }
+            return Poll::Ready(match ready!(stream.poll_trailers(cx)) {
+                Ok(Some(trailers)) if trailers.contains_key(CONTINUED) => {
+                    self.is_continued = true;
+                    continue;
+                }
+                Ok(Some(trailers)) => OpenRefused::from_headers(&trailers).map(|why| Err(FlowError::Reset(why))),
+                Ok(None) => None,
+                Err(error) => Some(Err(error.into())),
+            });
         }
-        let trailers = ready!(self.stream.poll_trailers(cx));
-        Poll::Ready(match trailers {
-            Ok(Some(trailers)) => OpenRefused::from_headers(&trailers).map(|why| Err(FlowError::Reset(why))),
-            Ok(None) => None,
-            Err(error) => Some(Err(error.into())),
-        })
     }
 
     /// [`Self::poll_data`] as a future.
@@ -149,7 +221,7 @@ impl FlowReceiver {
     /// Lets the peer send `len` bytes more.
     pub fn release(&mut self, len: usize) {
         // Fails only for more bytes than were received, and after the stream is gone, when nobody wants the credit.
-        let _ = self.stream.flow_control().release_capacity(len);
+        let _ = self.stream.stream.flow_control().release_capacity(len);
     }
 }
 

@@ -13,3 +13,5 @@ mod handshake;
 pub mod relay;
 pub mod server;
 mod window;
+
+pub use window::FlowCount;

@@ -14,14 +14,15 @@ use tp_protocol::echo;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, ServerHello, Welcome};
 use tp_protocol::limits;
-use tp_protocol::open::{Open, OpenRefused, Transport, UDP_PROTOCOL};
+use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 
 use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
 use crate::error::{FlowError, LaneError};
-use crate::flow::{Flow, read_to_end};
+use crate::flow::{Continuation, Counting, Flow, read_to_end};
 use crate::handshake;
-use crate::window::{Counted, FlowCount, Windows};
+
+use crate::window::{FlowCount, Windows};
 
 /// Target of a DNS query (RFC 8484).
 pub(crate) const DNS_URI: &str = "https://tp-manager/dns-query";
@@ -31,6 +32,9 @@ pub(crate) const DNS_MEDIA_TYPE: &str = "application/dns-message";
 
 /// Target of the control channel.
 pub(crate) const CONTROL_URI: &str = "https://tp-manager/tp.v1/control";
+
+/// Target of a flow that goes on.
+pub(crate) const CONTINUE_URI: &str = "https://tp-manager/tp.v1/continue";
 
 /// How long a stream that was reset is remembered, so that frames still under way to it are no error.
 const RESET_MEMORY: Duration = Duration::from_secs(10);
@@ -55,6 +59,8 @@ pub struct LaneServer {
 pub enum Incoming {
     /// Dial this and connect it to the flow.
     Open(Open, Responder),
+    /// The flow of this number, opened on another lane of the session, goes on here.
+    Continue(u64, ContinueResponder),
     /// Ask the cluster's DNS.
     Resolve(MessageRequest),
     /// Ping this.
@@ -67,8 +73,14 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct Responder {
     respond: SendResponse<Bytes>,
-    recv: RecvStream,
-    counted: Counted,
+    recv: Counting,
+}
+
+/// Answers a flow that is to go on.
+#[derive(Debug)]
+pub struct ContinueResponder {
+    respond: SendResponse<Bytes>,
+    recv: Counting,
 }
 
 /// A request whose message is still to be read: a DNS message, or the data of a ping.
@@ -107,16 +119,17 @@ impl Pending {
         Ok(())
     }
 
-    /// Lets the peer in and starts HTTP/2.
+    /// Lets the peer in and starts HTTP/2. All lanes of a session count their flows in the same `flows`.
     ///
     /// # Errors
     /// [`LaneError`] when the lane fails first.
-    pub async fn welcome(mut self, welcome: Welcome) -> Result<LaneServer, LaneError> {
+    pub async fn welcome(mut self, welcome: Welcome, flows: FlowCount) -> Result<LaneServer, LaneError> {
+        let windows = Windows::new(flows.clone(), self.hello.lane);
         let is_resumable = welcome.resume_grace_ms > 0;
         handshake::send(&mut self.io, &ServerHello::from(welcome)).await?;
         let (stream, handle) = LaneStream::new(self.io, is_resumable);
         let handshake = Builder::new()
-            .initial_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_window_size(windows.bytes())
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
             .max_frame_size(limits::MAX_FRAME_BYTES)
             .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
@@ -130,8 +143,7 @@ impl Pending {
         let connection = tokio::time::timeout(handshake::HELLO_TIMEOUT, handshake)
             .await
             .map_err(|_| LaneError::TimedOut(handshake::HELLO_TIMEOUT))??;
-        let flows = FlowCount::default();
-        Ok(LaneServer { connection, handle, windows: Windows::new(flows.clone()), flows })
+        Ok(LaneServer { connection, handle, windows, flows })
     }
 
     /// Carries the lane of `handle` over to this byte stream. The client said in its hello how much it has received, and
@@ -188,10 +200,18 @@ fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, flow
     let refused = match (&parts.method, parts.uri.path()) {
         (&Method::CONNECT, _) => match Open::from_parts(&parts) {
             Ok(open) if open.transport == Transport::Tcp || is_udp(&parts) => {
-                return Some(Incoming::Open(open, Responder { respond, recv, counted: flows.count() }));
+                let recv = Counting { stream: recv, _counted: Some(flows.count()) };
+                return Some(Incoming::Open(open, Responder { respond, recv }));
             }
             Ok(_) => OpenRefused::new(ErrorClass::Failed, "unknown :protocol"),
             Err(error) => OpenRefused::new(ErrorClass::Failed, error.to_string()),
+        },
+        (&Method::POST, "/tp.v1/continue") => match parts.headers.get(FLOW).map(|flow| flow.to_str().map(str::parse)) {
+            Some(Ok(Ok(flow))) => {
+                let recv = Counting { stream: recv, _counted: Some(flows.count()) };
+                return Some(Incoming::Continue(flow, ContinueResponder { respond, recv }));
+            }
+            _ => OpenRefused::new(ErrorClass::Failed, "a flow that goes on needs its number"),
         },
         (&Method::POST, "/dns-query") => {
             let (message_bytes_max, media_type) = (limits::MAX_DNS_BYTES, DNS_MEDIA_TYPE);
@@ -230,7 +250,7 @@ impl Responder {
     /// [`FlowError::Cancelled`] when the client has given up meanwhile.
     pub fn accept(mut self) -> Result<Flow, FlowError> {
         let send = self.respond.send_response(Response::new(()), false)?;
-        Ok(Flow::new(send, self.recv, Some(self.counted)))
+        Ok(Flow::new(send, self.recv))
     }
 
     /// Says why the far end was not reached.
@@ -241,6 +261,22 @@ impl Responder {
     /// Resolves when the client gives up before it was answered.
     pub async fn cancelled(&mut self) {
         let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}
+
+impl ContinueResponder {
+    /// The flow goes on here.
+    pub fn accept(mut self, continuation: Continuation) {
+        // Fails only when the client has cancelled the stream, and with it the flow.
+        if let Ok(send) = self.respond.send_response(Response::new(()), false) {
+            continuation.go_on(send, self.recv);
+        }
+    }
+
+    /// There is no such flow (any more).
+    pub fn refuse(mut self) {
+        let refused = OpenRefused::new(ErrorClass::Failed, "the session has no such flow");
+        refuse(&mut self.respond, &refused, StatusCode::NOT_FOUND);
     }
 }
 

@@ -1,14 +1,17 @@
-//! How much the streams of a lane may have under way to us: much while they are few, little while they are many, so that
+//! How much the streams of a session's lanes may have under way to us: much while they are few, little while they are many, so that
 //! readers that stand still cannot fill the memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tp_protocol::limits::{STREAM_WINDOW_BYTES, STREAM_WINDOW_FLOWS, STREAM_WINDOW_MIN_BYTES};
+use tp_protocol::limits::{
+    BULK_STREAM_WINDOW_BYTES, BULK_STREAM_WINDOW_FLOWS, STREAM_WINDOW_BYTES, STREAM_WINDOW_FLOWS,
+    STREAM_WINDOW_MIN_BYTES,
+};
 
-/// Counts the open flows of a lane. Clones count the same.
+/// Counts the open flows of a session's lanes. Clones count the same.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FlowCount(Arc<AtomicUsize>);
+pub struct FlowCount(Arc<AtomicUsize>);
 
 /// One open flow, until it is dropped.
 #[derive(Debug)]
@@ -18,10 +21,18 @@ pub(crate) struct Counted(FlowCount);
 #[derive(Debug)]
 pub(crate) struct Windows {
     flows: FlowCount,
+    largest: u32,
+    /// Flows that may have the largest.
+    few: usize,
     bytes: u32,
 }
 
 impl FlowCount {
+    /// How many are open.
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Counts a flow.
     pub(crate) fn count(&self) -> Counted {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -36,27 +47,36 @@ impl Drop for Counted {
 }
 
 impl Windows {
-    /// Starts with the largest window, which the lane was made with.
-    pub(crate) fn new(flows: FlowCount) -> Self {
-        Self { flows, bytes: STREAM_WINDOW_BYTES }
+    /// Starts with the largest window of such a lane, which has to be made with it.
+    pub(crate) fn new(flows: FlowCount, lane: u32) -> Self {
+        let (largest, few) = match lane {
+            0 => (STREAM_WINDOW_BYTES, STREAM_WINDOW_FLOWS),
+            _ => (BULK_STREAM_WINDOW_BYTES, BULK_STREAM_WINDOW_FLOWS),
+        };
+        Self { flows, largest, few, bytes: largest }
+    }
+
+    /// The window of each stream.
+    pub(crate) fn bytes(&self) -> u32 {
+        self.bytes
     }
 
     /// Sets the window that fits the flows there are, through `set`, which may fail and is then called again.
     pub(crate) fn tune<E>(&mut self, set: impl FnOnce(u32) -> Result<(), E>) {
-        let flows = self.flows.0.load(Ordering::Relaxed);
-        let fitting = window_for(flows);
+        let flows = self.flows.get();
+        let fitting = self.fitting(flows);
         // Grows when it would fit twice as many: a flow that comes and goes does not change it back and forth.
-        let changes = fitting < self.bytes || window_for(2 * flows) > self.bytes;
+        let changes = fitting < self.bytes || self.fitting(2 * flows) > self.bytes;
         if changes && set(fitting).is_ok() {
             self.bytes = fitting;
         }
     }
-}
 
-/// The largest window for up to [`STREAM_WINDOW_FLOWS`], and a quarter for each doubling beyond.
-fn window_for(flows: usize) -> u32 {
-    let doublings = flows.div_ceil(STREAM_WINDOW_FLOWS).max(1).next_power_of_two().trailing_zeros();
-    STREAM_WINDOW_BYTES.checked_shr(2 * doublings).unwrap_or(0).max(STREAM_WINDOW_MIN_BYTES)
+    /// The largest window while there are few flows, and a quarter for each doubling beyond.
+    fn fitting(&self, flows: usize) -> u32 {
+        let doublings = flows.div_ceil(self.few).max(1).next_power_of_two().trailing_zeros();
+        self.largest.checked_shr(2 * doublings).unwrap_or(0).max(STREAM_WINDOW_MIN_BYTES)
+    }
 }
 
 #[cfg(test)]
@@ -75,7 +95,7 @@ mod tests {
     #[test]
     fn many_flows_have_small_windows_and_few_have_large_ones_again() {
         let count = FlowCount::default();
-        let mut windows = Windows::new(count.clone());
+        let mut windows = Windows::new(count.clone(), 0);
         let mut flows: Vec<_> = (0..8).map(|_| count.count()).collect();
         assert_eq!(tuned(&mut windows), None);
         flows.push(count.count());
@@ -91,7 +111,7 @@ mod tests {
     #[test]
     fn setting_that_fails_is_tried_again() {
         let count = FlowCount::default();
-        let mut windows = Windows::new(count.clone());
+        let mut windows = Windows::new(count.clone(), 0);
         let _flows: Vec<_> = (0..100).map(|_| count.count()).collect();
         windows.tune(|_| Err(()));
         assert_eq!(tuned(&mut windows), Some(STREAM_WINDOW_MIN_BYTES));

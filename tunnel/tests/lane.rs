@@ -15,15 +15,17 @@ use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
 use tp_protocol::limits::{MAX_DATAGRAM_BYTES, STREAM_WINDOW_BYTES, STREAM_WINDOW_MIN_BYTES};
 use tp_protocol::open::{Host, Open, OpenRefused, Transport};
+use tp_tunnel::FlowCount;
 use tp_tunnel::client::{self, Lane};
 use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
+use tp_tunnel::flow::{Continuation, Flow};
+use tp_tunnel::relay;
 use tp_tunnel::server::{self, Incoming};
-use tp_tunnel::{flow::Flow, relay};
 
 /// Serves one lane as a manager without policy would.
 async fn serve(io: tokio::io::DuplexStream) {
     let pending = server::accept(io).await.unwrap();
-    let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }).await.unwrap();
+    let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }, FlowCount::default()).await.unwrap();
     while let Some(Ok(incoming)) = lane.next().await {
         tokio::spawn(async move {
             match incoming {
@@ -42,6 +44,7 @@ async fn serve(io: tokio::io::DuplexStream) {
                         }
                     }
                 }
+                Incoming::Continue(_, responder) => responder.refuse(),
                 Incoming::Resolve(request) => {
                     let (query, responder) = request.message().await.unwrap();
                     responder.answer(Bytes::from([b"re: ", &query[..]].concat()));
@@ -216,7 +219,8 @@ async fn memory_that_stalled_flows_hold_is_bounded() {
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = sent.clone();
     let manager = async move {
-        let mut lane = server::accept(far).await.unwrap().welcome(Welcome::default()).await.unwrap();
+        let mut lane =
+            server::accept(far).await.unwrap().welcome(Welcome::default(), FlowCount::default()).await.unwrap();
         while let Some(Ok(Incoming::Open(_, responder))) = lane.next().await {
             let sent = counted.clone();
             tokio::spawn(async move {
@@ -339,4 +343,101 @@ async fn lost_lane_fails_opens_and_flows() {
     assert!(ended.to_string().contains("closed by the other end"), "{ended}");
     let error = connected.lane.open(&Open::new(Transport::Tcp, addr)).await.unwrap_err();
     assert!(matches!(error, FlowOpenError::Lane(_)), "{error}");
+}
+
+#[tokio::test]
+async fn flow_goes_on_on_another_lane_in_order_in_both_directions() {
+    let (listener, addr) = listener().await;
+    let movable = Arc::new(std::sync::Mutex::new(None));
+    let lanes = [serve_movable(movable.clone()).await, serve_movable(movable.clone()).await];
+    let open = Open { flow: Some(7), ..Open::new(Transport::Tcp, addr) };
+    let mut flow = lanes[0].open(&open).await.unwrap();
+    let continuation = flow.continuation();
+    let (mut sender, mut receiver) = flow.split();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let (mut far_reader, mut far_writer) = socket.split();
+    let numbers: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_be_bytes).collect();
+    let up = async {
+        for piece in numbers.chunks(100_000) {
+            sender.send_all(Bytes::copy_from_slice(piece)).await.unwrap();
+        }
+        sender.finish().unwrap();
+    };
+    let down = async {
+        let mut received = Vec::new();
+        while let Some(data) = receiver.data().await {
+            let data = data.unwrap();
+            receiver.release(data.len());
+            received.extend_from_slice(&data);
+        }
+        received
+    };
+    let far_up = async {
+        let mut received = Vec::new();
+        far_reader.read_to_end(&mut received).await.unwrap();
+        received
+    };
+    let far_down = async {
+        far_writer.write_all(&numbers).await.unwrap();
+        far_writer.shutdown().await.unwrap();
+    };
+    let carry_on = async { lanes[1].carry_on(7, continuation).await.unwrap() };
+    let ((), received, far_received, (), ()) = tokio::join!(up, down, far_up, far_down, carry_on);
+    assert!(received == numbers && far_received == numbers);
+    assert!(movable.lock().unwrap().is_none(), "it was taken by the other lane");
+}
+
+#[tokio::test]
+async fn flow_that_is_not_there_cannot_go_on_and_stays_where_it_is() {
+    let (listener, addr) = listener().await;
+    let movable = Arc::new(std::sync::Mutex::new(None));
+    let lanes = [serve_movable(movable.clone()).await, serve_movable(movable.clone()).await];
+    let mut flow = lanes[0].open(&Open::new(Transport::Tcp, addr)).await.unwrap();
+    let continuation = flow.continuation();
+    let refused = lanes[1].carry_on(8, continuation).await;
+    assert!(matches!(refused, Err(FlowOpenError::Refused(_))), "{refused:?}");
+    let (mut sender, mut receiver) = flow.split();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    sender.send_all(Bytes::from_static(b"still")).await.unwrap();
+    sender.finish().unwrap();
+    let mut heard = Vec::new();
+    socket.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"still");
+    socket.write_all(b"here").await.unwrap();
+    drop(socket);
+    let mut answered = Vec::new();
+    while let Some(data) = receiver.data().await {
+        answered.extend_from_slice(&data.unwrap());
+    }
+    assert_eq!(answered, b"here");
+}
+
+/// A lane of a session whose flow 7 can go on on its other lanes.
+async fn serve_movable(movable: Arc<std::sync::Mutex<Option<Continuation>>>) -> Lane {
+    let (near, far) = tokio::io::duplex(256 << 10);
+    tokio::spawn(async move {
+        let mut lane =
+            server::accept(far).await.unwrap().welcome(Welcome::default(), FlowCount::default()).await.unwrap();
+        while let Some(Ok(incoming)) = lane.next().await {
+            match incoming {
+                Incoming::Open(open, responder) => {
+                    let Host::Ip(ip) = open.host else { panic!("tests open addresses") };
+                    let socket = TcpStream::connect((ip, open.port)).await.unwrap();
+                    let mut flow = responder.accept().unwrap();
+                    if open.flow == Some(7) {
+                        *movable.lock().unwrap() = Some(flow.continuation());
+                    }
+                    tokio::spawn(relay::tcp(flow, socket));
+                }
+                Incoming::Continue(flow, responder) => match movable.lock().unwrap().take() {
+                    Some(continuation) if flow == 7 => responder.accept(continuation),
+                    _ => responder.refuse(),
+                },
+                Incoming::Resolve(_) | Incoming::Control(_) => panic!("the test moves flows only"),
+            }
+        }
+    });
+    let connected = client::connect(near, &ClientHello::new("0.1.0", "test")).await.unwrap();
+    tokio::spawn(connected.driver);
+    connected.lane
 }

@@ -5,12 +5,12 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
 use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
+use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Admitted, Connected, Lane};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
@@ -18,6 +18,7 @@ use tp_tunnel::error::LaneError;
 
 use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
 use crate::config::Layer;
+use crate::daemon::backoff::Backoff;
 use crate::daemon::dns::{Mappings, Resolver};
 use crate::daemon::flows::Flows;
 use crate::daemon::hosts::HostLookup;
@@ -31,12 +32,6 @@ const CLUSTER_INFO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one attempt to get a lost lane back may take at least; it gets the time that connecting got.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Wait before the second attempt to get a lost lane back; doubles up to the next constant.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-
-/// Longest wait between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// How long the manager may take to see the session off.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -145,11 +140,12 @@ impl Connection {
     pub(crate) async fn establish(
         request: &Connect,
         hosts: HostLookup,
+        count: &FlowCount,
         limit: Duration,
     ) -> Result<(ManagerRoute, Live, ClusterInfo), Failure> {
         let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace, hosts)?;
         let admitted = route.open_lane(&hello(request, None), limit).await?;
-        let (live, cluster) = start(&route, admitted, limit).await?;
+        let (live, cluster) = start(&route, admitted, count, limit).await?;
         Ok((route, live, cluster))
     }
 
@@ -197,6 +193,8 @@ impl Connection {
     /// Takes what the manager said when it let a lane in.
     pub(crate) fn on_lane(&self, live: &Live) {
         self.seen.borrow_mut().welcome.clone_from(&live.welcome);
+        let client = hello(&self.request, None);
+        self.tunnel.bulk().on_welcome(&live.welcome, &self.route, &client, self.tunnel.count());
     }
 
     /// What the next daemon process needs.
@@ -375,7 +373,7 @@ impl Connection {
 
     /// Tries until it succeeds.
     async fn persist<T>(&self, act: impl AsyncFn(Duration) -> Result<T, Failure>) -> T {
-        let mut backoff = BACKOFF_MIN;
+        let mut backoff = Backoff::new();
         let limit = RECONNECT_TIMEOUT.max(Duration::from_millis(self.request.connect_timeout_ms.into()));
         loop {
             match act(limit).await {
@@ -385,8 +383,7 @@ impl Connection {
                     self.set_state(TunnelState::Reconnecting, &format!("{} ({})", failure.message, failure.hint));
                 }
             }
-            sleep(jittered(backoff)).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            backoff.wait().await;
         }
     }
 
@@ -397,7 +394,7 @@ impl Connection {
     }
 
     async fn start(&self, admitted: Admitted, limit: Duration) -> Result<Live, Failure> {
-        let (live, cluster) = start(&self.route, admitted, limit).await?;
+        let (live, cluster) = start(&self.route, admitted, self.tunnel.count(), limit).await?;
         self.on_message(Some(from_manager::Kind::ClusterInfo(cluster)));
         Ok(live)
     }
@@ -439,7 +436,7 @@ impl Connection {
             dns_address: self.layout.network.nameserver.clone(),
             dns_search: self.layout.network.search.clone(),
             agents: agents.collect(),
-            lanes: u32::from(self.tunnel_state.get() == TunnelState::Connected),
+            lanes: u32::from(self.tunnel_state.get() == TunnelState::Connected) + self.tunnel.bulk().open(),
             tcp_flows,
             udp_flows,
             bytes_up: self.flows.traffic().up_bytes.get(),
@@ -452,8 +449,13 @@ impl Connection {
 }
 
 /// Starts a lane and its control channel, and waits for the cluster's description.
-async fn start(route: &ManagerRoute, admitted: Admitted, limit: Duration) -> Result<(Live, ClusterInfo), Failure> {
-    let started = timeout(limit, admitted.start()).await;
+async fn start(
+    route: &ManagerRoute,
+    admitted: Admitted,
+    count: &FlowCount,
+    limit: Duration,
+) -> Result<(Live, ClusterInfo), Failure> {
+    let started = timeout(limit, admitted.start(count.clone())).await;
     let started = started.unwrap_or(Err(LaneError::TimedOut(limit)));
     let Connected { welcome, lane, driver, handle } = started.map_err(|error| route.explain_lane(&error))?;
     let driver = AbortOnDrop(tokio::spawn(driver));
@@ -499,14 +501,6 @@ fn mappings(settings: &Layer) -> Mappings {
     mappings.map(|it| (it.name.as_str().to_owned(), it.target.clone())).collect()
 }
 
-/// Between half of `wait` and all of it, so that many clients do not come back in step.
-fn jittered(wait: Duration) -> Duration {
-    let mut byte = [0];
-    // Without randomness the wait is whole.
-    let _ = SystemRandom::new().fill(&mut byte);
-    wait - wait / 2 * u32::from(byte[0]) / 255
-}
-
 fn unix_seconds() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().try_into().unwrap_or(i64::MAX))
 }
@@ -531,13 +525,5 @@ mod tests {
         let settings: Layer = serde_json::from_str(r#"{"dns-mappings":["db=10.0.0.1","db=10.0.0.2"]}"#).unwrap();
         let first = settings.dns_mappings.as_ref().unwrap()[0].target.clone();
         assert_eq!(mappings(&settings), Mappings::from([("db".to_owned(), first)]));
-    }
-
-    #[test]
-    fn jitter_stays_between_half_and_whole() {
-        for _ in 0..100 {
-            let wait = jittered(Duration::from_secs(2));
-            assert!((Duration::from_secs(1)..=Duration::from_secs(2)).contains(&wait), "{wait:?}");
-        }
     }
 }

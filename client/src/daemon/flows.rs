@@ -28,7 +28,7 @@ use crate::daemon::dns::Resolver;
 use crate::daemon::nat::Nat;
 use crate::daemon::nat::destination::Destination;
 use crate::daemon::tun::Tun;
-use crate::daemon::tunnel::{LANE_WAIT, Tunnel};
+use crate::daemon::tunnel::{LANE_WAIT, Moving, Tunnel};
 
 /// Packets taken from or given to the TUN before the other direction and the flow tasks get their turn.
 const BATCH_PACKETS: usize = 64;
@@ -256,13 +256,13 @@ impl Flows {
         };
         let open = self.open(Transport::Tcp, key.src, destination.real);
         let opened = tokio::select! {
-            opened = timeout(OPEN_TIMEOUT, self.tunnel.open(&open)) => opened,
+            opened = timeout(OPEN_TIMEOUT, self.tunnel.open(open)) => opened,
             () = self.reset_by_container(flow) => return self.stack.borrow_mut().close(flow),
         };
         match opened {
-            Ok(Ok(tunnel_flow)) => {
+            Ok(Ok((tunnel_flow, moving))) => {
                 if self.stack.borrow_mut().accept(flow).is_ok() {
-                    self.relay_tcp(flow, tunnel_flow).await;
+                    self.relay_tcp(flow, tunnel_flow, &moving).await;
                 }
             }
             Ok(Err(error)) => {
@@ -295,9 +295,9 @@ impl Flows {
     }
 
     /// Moves bytes until both directions have ended, keeping half-close and resets what they are.
-    async fn relay_tcp(&self, flow: FlowId, tunnel_flow: Flow) {
+    async fn relay_tcp(&self, flow: FlowId, tunnel_flow: Flow, moving: &Rc<Moving>) {
         let (mut sender, mut receiver) = tunnel_flow.split();
-        match self.relay_both(flow, &mut sender, &mut receiver).await {
+        match self.relay_both(flow, &mut sender, &mut receiver, moving).await {
             Ok(()) => self.stack.borrow_mut().close(flow),
             Err(End::Container(error)) => {
                 tracing::debug!(%error, "flow reset by the container");
@@ -318,10 +318,16 @@ impl Flows {
         }
     }
 
-    async fn relay_both(&self, flow: FlowId, sender: &mut FlowSender, receiver: &mut FlowReceiver) -> Result<(), End> {
+    async fn relay_both(
+        &self,
+        flow: FlowId,
+        sender: &mut FlowSender,
+        receiver: &mut FlowReceiver,
+        moving: &Rc<Moving>,
+    ) -> Result<(), End> {
         let (mut up_ended, mut down_ended) = (false, false);
-        let mut up = pin!(self.relay_up(flow, sender));
-        let mut down = pin!(self.relay_down(flow, receiver));
+        let mut up = pin!(self.relay_up(flow, sender, moving));
+        let mut down = pin!(self.relay_down(flow, receiver, moving));
         while !(up_ended && down_ended) {
             tokio::select! {
                 ended = &mut up, if !up_ended => match ended {
@@ -340,7 +346,7 @@ impl Flows {
         Ok(())
     }
 
-    async fn relay_up(&self, flow: FlowId, sender: &mut FlowSender) -> Result<(), End> {
+    async fn relay_up(&self, flow: FlowId, sender: &mut FlowSender, moving: &Rc<Moving>) -> Result<(), End> {
         loop {
             let data = tokio::select! {
                 data = self.recv(flow) => data?,
@@ -349,18 +355,18 @@ impl Flows {
             let Some(data) = data else {
                 return Ok(sender.finish()?);
             };
-            self.traffic.count(&self.traffic.up_bytes, data.len());
+            self.count_up(data.len(), moving);
             sender.send_all(data).await?;
         }
     }
 
-    async fn relay_down(&self, flow: FlowId, receiver: &mut FlowReceiver) -> Result<(), End> {
+    async fn relay_down(&self, flow: FlowId, receiver: &mut FlowReceiver, moving: &Rc<Moving>) -> Result<(), End> {
         while let Some(data) = receiver.data().await {
             let data = data?;
             let len = data.len();
             self.send(flow, data).await?;
             receiver.release(len);
-            self.traffic.count(&self.traffic.down_bytes, len);
+            self.count_down(len, moving);
         }
         self.stack.borrow_mut().shutdown_write(flow);
         Ok(())
@@ -371,8 +377,8 @@ impl Flows {
             return self.stack.borrow_mut().refuse_association(association, Unreachable::Port);
         };
         let open = self.open(Transport::Udp, key.src, destination.real);
-        match timeout(OPEN_TIMEOUT, self.tunnel.open(&open)).await {
-            Ok(Ok(flow)) => self.relay_udp(association, flow).await,
+        match timeout(OPEN_TIMEOUT, self.tunnel.open(open)).await {
+            Ok(Ok((flow, moving))) => self.relay_udp(association, flow, &moving).await,
             Ok(Err(error)) => {
                 tracing::debug!(dst = %key.dst, %error, "not opened");
                 self.stack.borrow_mut().refuse_association(association, unreachable(error.class()));
@@ -381,13 +387,13 @@ impl Flows {
         }
     }
 
-    async fn relay_udp(&self, association: AssociationId, flow: Flow) {
+    async fn relay_udp(&self, association: AssociationId, flow: Flow, moving: &Rc<Moving>) {
         let (mut sender, mut receiver) = flow.split();
         let up = async {
             while let Some(payload) = self.recv_datagram(association).await {
                 let mut capsule = BytesMut::new();
                 datagram::encode(&payload, &mut capsule);
-                self.traffic.count(&self.traffic.up_bytes, payload.len());
+                self.count_up(payload.len(), moving);
                 sender.send_all(capsule.freeze()).await?;
             }
             sender.finish()
@@ -401,7 +407,7 @@ impl Flows {
                 while let Some(payload) =
                     decoder.poll_datagram().map_err(|_| tp_tunnel::error::FlowError::BadMessage)?
                 {
-                    self.traffic.count(&self.traffic.down_bytes, payload.len());
+                    self.count_down(payload.len(), moving);
                     // A full queue drops the newest datagram, as a network would.
                     let _ = self.stack.borrow_mut().send_datagram(association, payload);
                 }
@@ -419,6 +425,16 @@ impl Flows {
             }
             Ok(()) | Err(_) => stack.close_association(association),
         }
+    }
+
+    fn count_up(&self, len: usize, moving: &Rc<Moving>) {
+        self.traffic.count(&self.traffic.up_bytes, len);
+        moving.count(len);
+    }
+
+    fn count_down(&self, len: usize, moving: &Rc<Moving>) {
+        self.traffic.count(&self.traffic.down_bytes, len);
+        moving.count(len);
     }
 
     fn open(&self, transport: Transport, src: SocketAddr, dst: SocketAddr) -> Open {

@@ -1,17 +1,23 @@
-//! The tunnel as flows see it: a lane that may be away for a while and comes back.
+//! The tunnel as flows see it: a lane that may be away for a while and comes back, and lanes for those that move much.
 
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tp_protocol::error_class::ErrorClass;
+use tp_protocol::limits::CONTINUE_AFTER_BYTES;
 use tp_protocol::open::{Open, OpenRefused};
+use tp_tunnel::FlowCount;
 use tp_tunnel::client::Lane;
 use tp_tunnel::error::FlowOpenError;
-use tp_tunnel::flow::Flow;
+use tp_tunnel::flow::{Continuation, Flow};
+
+use crate::daemon::bulk::{BulkLanes, Seat};
 
 /// How long an open waits for a lane that is being made again.
 pub(crate) const LANE_WAIT: Duration = Duration::from_secs(20);
@@ -21,27 +27,77 @@ const DNS_LANE_WAIT: Duration = Duration::from_secs(2);
 
 /// Hands out the lane that is up. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Tunnel {
-    lane: Rc<watch::Sender<Option<Lane>>>,
+pub(crate) struct Tunnel(Rc<Shared>);
+
+struct Shared {
+    lane: watch::Sender<Option<Lane>>,
+    bulk: BulkLanes,
+    count: FlowCount,
+    next_flow: Cell<u64>,
+}
+
+/// A flow as it is seen by who moves its bytes: it goes on on a lane for bulk once they are many.
+pub(crate) struct Moving {
+    tunnel: Tunnel,
+    moved_bytes: Cell<u64>,
+    /// Its number, and what it takes to go on; until it does.
+    waits: RefCell<Option<(u64, Continuation)>>,
+    seat: RefCell<Option<Seat>>,
+}
+
+impl Moving {
+    /// Counts bytes that were moved.
+    pub(crate) fn count(self: &Rc<Self>, len: usize) {
+        self.moved_bytes.set(self.moved_bytes.get() + len as u64);
+        if self.moved_bytes.get() > CONTINUE_AFTER_BYTES
+            && let Some((flow, continuation)) = self.waits.take()
+        {
+            let moving = Rc::clone(self);
+            spawn_local(async move {
+                let seat = moving.tunnel.0.bulk.carry_on(flow, continuation).await;
+                moving.seat.replace(seat);
+            });
+        }
+    }
 }
 
 impl Tunnel {
     /// Starts without a lane.
     pub(crate) fn new() -> Self {
-        Self { lane: Rc::new(watch::Sender::new(None)) }
+        Self(Rc::new(Shared {
+            lane: watch::Sender::new(None),
+            bulk: BulkLanes::default(),
+            count: FlowCount::default(),
+            next_flow: Cell::new(1),
+        }))
+    }
+
+    /// The lanes for bulk.
+    pub(crate) fn bulk(&self) -> &BulkLanes {
+        &self.0.bulk
+    }
+
+    /// Counts the flows of all lanes.
+    pub(crate) fn count(&self) -> &FlowCount {
+        &self.0.count
     }
 
     /// Replaces the lane. `None`: it is lost, opens wait for the next one.
     pub(crate) fn set_lane(&self, lane: Option<Lane>) {
-        self.lane.send_replace(lane);
+        self.0.lane.send_replace(lane);
     }
 
     /// Opens a flow, once a lane is up. A lane that dies meanwhile is as good as none: the next one is waited for.
     ///
     /// # Errors
     /// The far end's refusal, or that no lane came up in time.
-    pub(crate) async fn open(&self, open: &Open) -> Result<Flow, FlowOpenError> {
-        self.with_lane(LANE_WAIT, async |lane| lane.open(open).await).await
+    pub(crate) async fn open(&self, open: Open) -> Result<(Flow, Rc<Moving>), FlowOpenError> {
+        let number = self.0.next_flow.replace(self.0.next_flow.get() + 1);
+        let open = Open { flow: Some(number), ..open };
+        let mut flow = self.with_lane(LANE_WAIT, async |lane| lane.open(&open).await).await?;
+        let waits = RefCell::new(Some((number, flow.continuation())));
+        let moving = Moving { tunnel: self.clone(), moved_bytes: Cell::new(0), waits, seat: RefCell::default() };
+        Ok((flow, Rc::new(moving)))
     }
 
     /// Asks the cluster's DNS, once a lane is up.
@@ -66,7 +122,7 @@ impl Tunnel {
         limit: Duration,
         act: impl AsyncFn(Lane) -> Result<T, FlowOpenError>,
     ) -> Result<T, FlowOpenError> {
-        let mut lanes = self.lane.subscribe();
+        let mut lanes = self.0.lane.subscribe();
         loop {
             let up = timeout(limit, lanes.wait_for(Option::is_some)).await;
             let lane = up.ok().and_then(Result::ok).and_then(|lane| lane.clone());

@@ -18,6 +18,7 @@ use tp_protocol::control::{FromManager, Goodbye, Ping, ToManager};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
 use tp_protocol::open::OpenRefused;
+use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::Carrier;
 use tp_tunnel::control::Control;
 use tp_tunnel::error::{FlowError, LaneError};
@@ -151,7 +152,7 @@ where
     };
     let who = hello.agent.clone().unwrap_or_default();
     tracing::info!(namespace = who.namespace, pod = who.pod, version = hello.software_version, "agent registered");
-    let lane = pending.welcome(welcome).await?;
+    let lane = pending.welcome(welcome, FlowCount::default()).await?;
     drop(turn);
     let result = talk(services, lane).await;
     drop(registration);
@@ -201,6 +202,7 @@ where
                 None => return Ok(()),
                 Some(Err(error)) => return Err(error),
                 Some(Ok(Incoming::Open(_, responder))) => responder.refuse(&not_for_agents()),
+                Some(Ok(Incoming::Continue(_, responder))) => responder.refuse(),
                 Some(Ok(Incoming::Resolve(request) | Incoming::Echo(_, request))) => request.refuse(&not_for_agents()),
                 Some(Ok(Incoming::Control(control))) => {
                     let stopping = services.stopping.clone();

@@ -11,7 +11,9 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey};
 use tp_protocol::limits::MAX_ECHOES;
+use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
+use tp_tunnel::flow::Continuation;
 
 use super::{Event, LaneId, SessionId, SessionLimits, Sessions};
 use crate::VERSION;
@@ -87,6 +89,17 @@ pub struct Budget {
     pub dials: Semaphore,
     /// One permit per ping without an answer yet.
     pub echoes: Arc<Semaphore>,
+    /// Counts the flows for the sizes of their windows.
+    pub count: FlowCount,
+    /// Flows that can go on on another lane, by their numbers; held for one map operation at a time.
+    movable: Mutex<HashMap<u64, Continuation>>,
+}
+
+/// A flow that can go on on another lane, until it is dropped.
+#[derive(Debug)]
+pub struct Movable {
+    budget: Arc<Budget>,
+    flow: u64,
 }
 
 /// A lane's place in its session. Dropping it closes the lane in the registry.
@@ -148,6 +161,8 @@ impl Hub {
                 flows: Arc::new(Semaphore::new(limits.flows)),
                 dials: Semaphore::new(limits.pending_dials),
                 echoes: Arc::new(Semaphore::new(MAX_ECHOES)),
+                count: FlowCount::default(),
+                movable: Mutex::default(),
             })
         });
         let ticket = Ticket {
@@ -240,6 +255,26 @@ impl State {
         if let Some(lane) = self.lanes.remove(&lane) {
             lane.closed.cancel();
         }
+    }
+}
+
+impl Budget {
+    /// Keeps what the flow of this number goes on with, for as long as the flow lives. A number that the client uses again
+    /// means the newer flow.
+    pub fn movable(self: &Arc<Self>, flow: u64, continuation: Continuation) -> Movable {
+        self.movable.lock().unwrap_or_else(PoisonError::into_inner).insert(flow, continuation);
+        Movable { budget: self.clone(), flow }
+    }
+
+    /// Takes what the flow of this number goes on with; `None` when it has ended, or has gone on already.
+    pub fn take_movable(&self, flow: u64) -> Option<Continuation> {
+        self.movable.lock().unwrap_or_else(PoisonError::into_inner).remove(&flow)
+    }
+}
+
+impl Drop for Movable {
+    fn drop(&mut self) {
+        self.budget.take_movable(self.flow);
     }
 }
 

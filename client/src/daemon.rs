@@ -61,6 +61,9 @@ const OWN_TUN: TunId = TunId(0);
 /// How often an idle limit looks at the traffic counters.
 const ACTIVITY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often memory that is free is given back.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What the daemon knows besides its connection.
 pub(crate) struct Daemon {
     link: Mutex<InitLink>,
@@ -124,6 +127,19 @@ fn start_logging() {
     tracing_subscriber::registry().with(lines).with(filter).init();
 }
 
+/// Returns what a load has left behind to the kernel: the allocator itself looks at it only when much is freed at once.
+async fn give_memory_back() {
+    let mut interval = tokio::time::interval(MEMORY_INTERVAL);
+    loop {
+        interval.tick().await;
+        #[expect(unsafe_code, reason = "the allocator's crate has no safe way")]
+        // SAFETY: may be called at any time (mimalloc, "Extended Functions").
+        unsafe {
+            libmimalloc_sys::mi_collect(true);
+        }
+    }
+}
+
 async fn serve() -> std::io::Result<End> {
     let inherited = init::link::inherit().await?;
     let daemon = Rc::new(Daemon {
@@ -142,6 +158,7 @@ async fn serve() -> std::io::Result<End> {
     if let Some(state) = inherited.state {
         daemon.restore(&state);
     }
+    spawn_local(give_memory_back());
     let listener = spawn_local(control::listen(Rc::clone(&daemon), inherited.listener));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut ended = daemon.ended.subscribe();

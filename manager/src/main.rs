@@ -8,9 +8,6 @@ use tp_manager::{log, run};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Threads that run tasks. Copying bytes for a few dozen clients needs no more, and each costs memory.
-const WORKERS: usize = 2;
-
 /// The manager failed.
 const EXIT_FAILURE: u8 = 1;
 /// The configuration is not valid.
@@ -30,10 +27,11 @@ fn main() -> ExitCode {
         }
     };
     log::start(&config.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    // One thread: a request that passes through wakes no other, and the API server carries less than one can copy.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run::run(config, pod)).map_err(|error| error.to_string()),
-        Err(error) => Err(format!("cannot start threads: {error}")),
+        Err(error) => Err(format!("cannot start: {error}")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

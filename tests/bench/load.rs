@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use tp_tests::docker::Spec;
+use tp_tests::docker::{Container, Spec, logs};
+use tp_tests::wait::until;
 
-use crate::route::Route;
+use crate::route::{Opened, Route};
 use crate::target::{HTTP, SINK, SOURCE, Target};
 
 /// What is measured.
@@ -18,12 +19,15 @@ pub(crate) enum Mode {
     Requests1,
     /// The same on eight connections.
     Requests8,
+    /// The same on 64 connections.
+    Requests64,
     /// A connection per request, eight at once.
     Connects8,
 }
 
 impl Mode {
-    pub(crate) const ALL: [Self; 5] = [Self::Upload, Self::Download, Self::Requests1, Self::Requests8, Self::Connects8];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Upload, Self::Download, Self::Requests1, Self::Requests8, Self::Requests64, Self::Connects8];
 
     /// For people.
     pub(crate) fn title(self) -> &'static str {
@@ -32,6 +36,7 @@ impl Mode {
             Self::Download => "download, 1 flow",
             Self::Requests1 => "1 kB requests, 1 kept-alive connection",
             Self::Requests8 => "1 kB requests, 8 kept-alive connections",
+            Self::Requests64 => "1 kB requests, 64 kept-alive connections",
             Self::Connects8 => "a connection per request, 8 at once",
         }
     }
@@ -43,6 +48,7 @@ impl Mode {
             Self::Download => "download",
             Self::Requests1 => "requests1",
             Self::Requests8 => "requests8",
+            Self::Requests64 => "requests64",
             Self::Connects8 => "connects8",
         }
     }
@@ -51,7 +57,7 @@ impl Mode {
     pub(crate) fn unit(self) -> Unit {
         match self {
             Self::Upload | Self::Download => Unit::Bytes,
-            Self::Requests1 | Self::Requests8 | Self::Connects8 => Unit::Requests,
+            Self::Requests1 | Self::Requests8 | Self::Requests64 | Self::Connects8 => Unit::Requests,
         }
     }
 
@@ -59,7 +65,7 @@ impl Mode {
         match self {
             Self::Upload => SINK,
             Self::Download => SOURCE,
-            Self::Requests1 | Self::Requests8 | Self::Connects8 => HTTP,
+            Self::Requests1 | Self::Requests8 | Self::Requests64 | Self::Connects8 => HTTP,
         }
     }
 }
@@ -78,10 +84,25 @@ pub(crate) struct Figure {
     pub(crate) per_second: f64,
     /// The median request's time, where there are requests.
     pub(crate) p50_us: Option<f64>,
+    /// The time that one in a hundred exceeds.
+    pub(crate) p99_us: Option<f64>,
+}
+
+/// A load that runs.
+pub(crate) struct Running {
+    container: Container,
+    _way: Opened,
+    mode: Mode,
+    seconds: u32,
 }
 
 /// Runs one load.
 pub(crate) fn run(route: &Route<'_>, target: &Target, mode: Mode, seconds: u32) -> Figure {
+    start(route, target, mode, seconds).wait()
+}
+
+/// Starts one load.
+pub(crate) fn start(route: &Route<'_>, target: &Target, mode: Mode, seconds: u32) -> Running {
     let opened = route.open(target, mode.port());
     let length = seconds.to_string();
     let spec = match mode {
@@ -89,21 +110,36 @@ pub(crate) fn run(route: &Route<'_>, target: &Target, mode: Mode, seconds: u32) 
         Mode::Download => bulk(&opened.address, &length, DOWNLOAD),
         Mode::Requests1 => sample(&opened.address, &length, "requests", "1"),
         Mode::Requests8 => sample(&opened.address, &length, "requests", "8"),
+        Mode::Requests64 => sample(&opened.address, &length, "requests", "64"),
         Mode::Connects8 => sample(&opened.address, &length, "connects", "8"),
     };
-    let container = spec.network(&opened.network).start();
-    let outcome = container.wait(Duration::from_secs(u64::from(seconds) + 20));
-    match mode.unit() {
-        Unit::Bytes => {
-            let per_second = outcome.ok();
-            let per_second = per_second.parse().unwrap_or_else(|e| panic!("{e}: {per_second}"));
-            Figure { per_second, p50_us: None }
-        }
-        Unit::Requests => {
-            let figures = outcome.json();
-            let number = |name: &str| figures[name].as_f64();
-            let per_second = number("requests_per_second").unwrap_or_else(|| panic!("no sum in {figures}"));
-            Figure { per_second, p50_us: number("p50_us") }
+    Running { container: spec.network(&opened.network).start(), _way: opened, mode, seconds }
+}
+
+impl Running {
+    /// Waits until a transfer counts: a second after its begin.
+    pub(crate) fn has_begun(&self) {
+        until(Duration::from_secs(20), "the transfer to begin", || {
+            let log = logs(self.container.id(), "all");
+            if log.contains(BEGUN) { Ok(()) } else { Err(log) }
+        });
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(self) -> Figure {
+        let outcome = self.container.wait(Duration::from_secs(u64::from(self.seconds) + 20));
+        match self.mode.unit() {
+            Unit::Bytes => {
+                let per_second = outcome.ok();
+                let per_second = per_second.parse().unwrap_or_else(|e| panic!("{e}: {per_second}"));
+                Figure { per_second, p50_us: None, p99_us: None }
+            }
+            Unit::Requests => {
+                let figures = outcome.json();
+                let number = |name: &str| figures[name].as_f64();
+                let per_second = number("requests_per_second").unwrap_or_else(|| panic!("no sum in {figures}"));
+                Figure { per_second, p50_us: number("p50_us"), p99_us: number("p99_us") }
+            }
         }
     }
 }
@@ -121,6 +157,7 @@ fn bulk(address: &str, seconds: &str, transfer: &str) -> Spec {
         syswrite $s, "\n" if $transfer eq "download";
         my ($start, $bytes) = (time + 1, 0);
         for my $end ($start, $start + $seconds) {
+            warn "counting\n" if $bytes;
             $bytes = 0;
             while (time < $end) {
                 my $len = $transfer eq "upload" ? syswrite $s, $block : sysread $s, $block, 262144;
@@ -133,6 +170,8 @@ fn bulk(address: &str, seconds: &str, transfer: &str) -> Spec {
     Spec::client().command(["perl", "-e", CLIENT, address, seconds, transfer])
 }
 
+/// What the client says when it begins to count.
+const BEGUN: &str = "counting";
 const UPLOAD: &str = "upload";
 const DOWNLOAD: &str = "download";
 

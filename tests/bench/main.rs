@@ -3,6 +3,7 @@
 //!
 //! Every load is between a container and a pod that were made for it. `docs/benchmarks.md` says what the figures mean.
 
+mod far;
 mod load;
 mod memory;
 mod report;
@@ -67,7 +68,7 @@ fn measure(args: &Args) -> Report {
 
     let connection = test.connect();
     report.daemon_idle_bytes = memory::of_daemon(&connection);
-    let mut routes = vec![Route::tp(&connection, &target), Route::kubectl(&target)];
+    let mut routes = vec![Route::tp(&connection), Route::kubectl(&target)];
     match Route::direct(&target) {
         Ok(direct) => routes.insert(0, direct),
         Err(why) => say(&format!("no direct route: {why}")),
@@ -79,7 +80,7 @@ fn measure(args: &Args) -> Report {
                 report.add(mode, route.name(), load::run(route, &target, mode, args.seconds));
             }
             report.daemon_peak_bytes = report.daemon_peak_bytes.max(memory::of_daemon(&connection));
-            if let Some(figure) = websocket::run(&target, mode, args.seconds) {
+            if let Some(figure) = websocket::run(&target, mode, args.seconds, None) {
                 report.add(mode, websocket::NAME, figure);
             }
         }
@@ -91,6 +92,10 @@ fn measure(args: &Args) -> Report {
     report.manager_bytes = memory::of_manager();
     report.sizes = size::all(&connection);
     connection.tp(["quit"]).run().ok();
+    say("bulk over long ways");
+    report.far = far::bulk(&test, &target, args.rounds, args.seconds);
+    say("small requests beside bulk");
+    report.mixed = far::mixed(&test, &target, args.rounds, args.seconds);
     report
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tp_tests::docker::engine;
 use tp_tests::runtime::block_on;
 
+use crate::far::{Bulk, Mixed};
 use crate::load::{Figure, Mode, Unit};
 use crate::size;
 use crate::timing::Runs;
@@ -34,6 +35,8 @@ pub(crate) struct Report {
     pub(crate) connect_seconds: f64,
     pub(crate) runs: Runs,
     pub(crate) websocket_open_seconds: f64,
+    pub(crate) far: Vec<Bulk>,
+    pub(crate) mixed: Mixed,
     pub(crate) daemon_idle_bytes: u64,
     pub(crate) daemon_busy_bytes: u64,
     pub(crate) daemon_peak_bytes: u64,
@@ -134,6 +137,17 @@ impl Report {
         json!({
             "machine": self.machine,
             "loads": loads.collect::<Value>(),
+            "far": self.far.iter().map(|it| json!({
+                "distance": it.distance.key,
+                "load": it.mode.key(),
+                "websocket_per_second": it.websocket,
+                "tp_per_second": it.tp,
+            })).collect::<Vec<_>>(),
+            "mixed": {
+                "idle_p99_us": self.mixed.idle_p99_us,
+                "loaded_p99_us": self.mixed.loaded_p99_us,
+                "bulk_per_second": self.mixed.bulk_per_second,
+            },
             "connect_seconds": self.connect_seconds,
             "websocket_open_seconds": self.websocket_open_seconds,
             "container_seconds": {
@@ -184,6 +198,16 @@ impl fmt::Display for Report {
             let (websocket, kubectl) = (ratio(websocket::NAME), ratio("kubectl"));
             writeln!(f, "| {} | {cells} | {websocket} | {kubectl} |", mode.title())?;
         }
+        writeln!(f, "\n| through a relay | bare WebSocket | tp | tp : WebSocket |\n|---|---|---|---|")?;
+        for Bulk { distance, mode, websocket, tp } in &self.far {
+            let [bare, ours] = [websocket, tp].map(|bytes| format!("{:.0} Mbit/s", bytes * 8.0 / 1e6));
+            writeln!(f, "| {}, {} | {bare} | {ours} | {:.2} |", mode.title(), distance.title, tp / websocket)?;
+        }
+        let Mixed { idle_p99_us, loaded_p99_us, bulk_per_second } = self.mixed;
+        writeln!(f, "\n| through 200 Mbit/s | |\n|---|---|")?;
+        writeln!(f, "| p99 of 1 kB requests, 1 kept-alive connection | {:.1} ms |", idle_p99_us / 1e3)?;
+        writeln!(f, "| the same beside two downloads | {:.1} ms |", loaded_p99_us / 1e3)?;
+        writeln!(f, "| the downloads together | {:.0} Mbit/s |", bulk_per_second * 8.0 / 1e6)?;
         let Runs { docker, docker_joined, joined, connecting } = self.runs;
         writeln!(f, "\n| | |\n|---|---|")?;
         writeln!(f, "| `tp connect` | {:.2} s |", self.connect_seconds)?;

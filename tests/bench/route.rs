@@ -37,8 +37,13 @@ impl<'b> Route<'b> {
     }
 
     /// Through the product.
-    pub(crate) fn tp(connection: &Connection<'_>, _: &'b Target) -> Self {
-        Self::Tp(connection.container())
+    pub(crate) fn tp(connection: &Connection<'_>) -> Self {
+        Self::joined(connection.container())
+    }
+
+    /// Through the product, by the name of its container.
+    pub(crate) fn joined(container: String) -> Self {
+        Self::Tp(container)
     }
 
     /// What the report calls it.

@@ -29,25 +29,27 @@ const HEAD_START: Duration = Duration::from_secs(1);
 /// How long a step may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs one load, if it is of a kind that a single stream without a client's protocol on it can carry.
-pub(crate) fn run(target: &Target, mode: Mode, seconds: u32) -> Option<Figure> {
+/// Runs one load, if it is of a kind that a single stream without a client's protocol on it can carry; with the API server
+/// at another address, if there is one.
+pub(crate) fn run(target: &Target, mode: Mode, seconds: u32, through: Option<&str>) -> Option<Figure> {
     let length = Duration::from_secs(u64::from(seconds));
     let per_second = match mode {
-        Mode::Upload => block_on(upload(target, length)),
-        Mode::Download => block_on(download(target, length)),
+        Mode::Upload => block_on(upload(target, length, through)),
+        Mode::Download => block_on(download(target, length, through)),
         Mode::Requests1 => {
-            let p50 = block_on(round_trips(target, length));
-            return Some(Figure { per_second: 1.0 / p50.as_secs_f64(), p50_us: Some(p50.as_secs_f64() * 1e6) });
+            let p50 = block_on(round_trips(target, length, through));
+            let p50_us = Some(p50.as_secs_f64() * 1e6);
+            return Some(Figure { per_second: 1.0 / p50.as_secs_f64(), p50_us, p99_us: None });
         }
-        Mode::Requests8 | Mode::Connects8 => return None,
+        Mode::Requests8 | Mode::Requests64 | Mode::Connects8 => return None,
     };
-    Some(Figure { per_second, p50_us: None })
+    Some(Figure { per_second, p50_us: None, p99_us: None })
 }
 
 /// How long it takes to open one, on a client that has talked to the API server before.
 pub(crate) fn open_seconds(target: &Target) -> f64 {
     block_on(async {
-        let client = client().await;
+        let client = client(None).await;
         drop(open(&client, target, ECHO).await);
         let start = Instant::now();
         let connection = open(&client, target, ECHO).await;
@@ -57,11 +59,17 @@ pub(crate) fn open_seconds(target: &Target) -> f64 {
     })
 }
 
-async fn client() -> Client {
+async fn client(through: Option<&str>) -> Client {
     let path = &given().admin_kubeconfig;
     let kubeconfig = Kubeconfig::read_from(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    let config = config.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut config = config.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    if let Some(ip) = through {
+        let host = config.cluster_url.host().map(str::to_owned);
+        let port = config.cluster_url.port_u16().expect("the API server's URL has a port");
+        config.cluster_url = format!("https://{ip}:{port}").parse().expect("made of an address and a port");
+        config.tls_server_name = host;
+    }
     Client::try_from(config).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
@@ -78,8 +86,8 @@ fn message(payload: &[u8]) -> Message {
 }
 
 /// Returns bytes per second.
-async fn upload(target: &Target, length: Duration) -> f64 {
-    let mut socket = open(&client().await, target, SINK).await.into_stream();
+async fn upload(target: &Target, length: Duration, through: Option<&str>) -> f64 {
+    let mut socket = open(&client(through).await, target, SINK).await.into_stream();
     let block = message(&vec![0x5a; MESSAGE_BYTES]);
     let start = Instant::now();
     while start.elapsed() < HEAD_START {
@@ -94,8 +102,8 @@ async fn upload(target: &Target, length: Duration) -> f64 {
 }
 
 /// Returns bytes per second.
-async fn download(target: &Target, length: Duration) -> f64 {
-    let mut socket = open(&client().await, target, SOURCE).await.into_stream();
+async fn download(target: &Target, length: Duration, through: Option<&str>) -> f64 {
+    let mut socket = open(&client(through).await, target, SOURCE).await.into_stream();
     socket.send(message(b"\n")).await.expect("the stream is open");
     let (start, mut received) = (Instant::now(), 0);
     while start.elapsed() < length {
@@ -106,11 +114,11 @@ async fn download(target: &Target, length: Duration) -> f64 {
 }
 
 /// Returns the median time of 1 kB there and back.
-async fn round_trips(target: &Target, length: Duration) -> Duration {
+async fn round_trips(target: &Target, length: Duration, through: Option<&str>) -> Duration {
     const LEN: usize = 1024;
     /// What comes first on either channel: the channel's number and the port's (two bytes).
     const ANNOUNCEMENTS: usize = 2;
-    let mut socket = open(&client().await, target, ECHO).await.into_stream();
+    let mut socket = open(&client(through).await, target, ECHO).await.into_stream();
     for _ in 0..ANNOUNCEMENTS {
         timeout(LIMIT, socket.next()).await.expect("the kubelet announces its channels");
     }

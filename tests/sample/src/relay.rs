@@ -1,10 +1,11 @@
 //! `tp-sample relay`: a slow, long or lossy way to a TCP server, in user space, for tests and benchmarks.
 //!
-//! All connections share the bandwidth of each direction. SIGUSR1 cuts them off; those who connect again are served.
+//! All connections share the bandwidth of each direction fairly, as behind a router with fair queueing (RFC 8290). SIGUSR1
+//! cuts them off; those who connect again are served.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -23,8 +24,8 @@ const PIECE_BYTES: usize = 16 << 10;
 /// Pieces of one direction of one connection on the way: 6.7 Gbit/s at 10 ms.
 const PIECES: usize = 512;
 
-/// What waits for its turn where the bandwidth is limited, as time: a router's buffer.
-const QUEUE: Duration = Duration::from_millis(20);
+/// Pieces leave the bottleneck earlier by this, so that timers of 1 ms do not limit the bandwidth.
+const TIMER_SLACK: Duration = Duration::from_millis(2);
 
 /// Bytes in a packet, for the loss (RFC 879 on Ethernet, with timestamps).
 const PACKET_BYTES: usize = 1448;
@@ -54,7 +55,7 @@ struct Link {
     delay: Duration,
     bytes_per_second: Option<f64>,
     loss: f64,
-    /// When the last piece that was let in has left the bottleneck.
+    /// When the last piece has left the bottleneck. Its lock is taken in turn, so each connection has one piece waiting.
     busy_until: Mutex<Instant>,
 }
 
@@ -100,10 +101,9 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, link: &Link) -> i
     let take = async move {
         let mut due = Instant::now();
         loop {
-            link.wait_for_room().await;
             let mut piece = BytesMut::with_capacity(PIECE_BYTES);
             let len = from.read_buf(&mut piece).await?;
-            due = due.max(link.arrival(len));
+            due = due.max(link.arrival(len).await);
             if len == 0 || pieces_tx.send((due, piece.freeze())).await.is_err() {
                 return Ok::<_, io::Error>(());
             }
@@ -130,20 +130,14 @@ impl Link {
         }
     }
 
-    async fn wait_for_room(&self) {
-        let room_at = *self.busy_until.lock().unwrap_or_else(PoisonError::into_inner) - QUEUE;
-        if self.bytes_per_second.is_some() {
-            sleep_until(room_at).await;
-        }
-    }
-
-    /// When a piece that is let in now arrives.
-    fn arrival(&self, len: usize) -> Instant {
+    /// Takes a piece through the bottleneck, and returns when it arrives.
+    async fn arrival(&self, len: usize) -> Instant {
         let mut left_at = Instant::now();
         if let Some(bytes_per_second) = self.bytes_per_second {
-            let mut busy_until = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
-            left_at = left_at.max(*busy_until) + Duration::from_secs_f64(len as f64 / bytes_per_second);
+            let mut busy_until = self.busy_until.lock().await;
+            left_at = (*busy_until).max(Instant::now()) + Duration::from_secs_f64(len as f64 / bytes_per_second);
             *busy_until = left_at;
+            sleep_until(left_at - TIMER_SLACK).await;
         }
         let packets = i32::try_from(len.div_ceil(PACKET_BYTES)).unwrap_or(i32::MAX);
         let is_lost = fraction() > (1.0 - self.loss).powi(packets);

@@ -9,6 +9,9 @@ use tp_protocol::resume::{HEADER_BYTES, Resume, ResumeError};
 /// What is kept may be above the limit by what keeping the segments costs.
 const KEPT_BYTES_MAX: usize = 2 * REPLAY_BYTES;
 
+/// What is sent.
+static PAYLOAD: [u8; 255 << 10] = [0x5a; 255 << 10];
+
 pub(crate) fn run(mut data: &[u8]) {
     let mut end = Resume::default();
     while let Some((&[what, much], rest)) = data.split_first_chunk::<2>() {
@@ -21,7 +24,7 @@ pub(crate) fn run(mut data: &[u8]) {
                 handle(&mut end, input)
             }
             1 => {
-                end.send(&vec![0x5a; usize::from(much) * 1_024]);
+                end.send(&PAYLOAD[..usize::from(much) * 1_024]);
                 Ok(())
             }
             2 => {

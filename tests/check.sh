@@ -104,7 +104,7 @@ check_dependencies() {
 lint() {
   check 'format' cargo fmt --all --check -- --color never
   check 'format of fuzz targets' cargo fmt --manifest-path fuzz/Cargo.toml --check -- --color never
-  check 'format of Go' no_output gofmt -l tests/cluster/node
+  check 'format of Go' no_output gofmt -l tests/cluster
   # shellcheck disable=SC2046 # paths without spaces
   check 'shellcheck' shellcheck $(git ls-files '*.sh') .ci/run
   check 'tp-protocol is pure' is_pure tp-protocol

@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 export TP_CLUSTER=${TP_CLUSTER:-tp-demo}
 cluster=$TP_ROOT_DIR/tests/cluster/cluster.sh
-image=tp-debian-services:1
+image=tp-debian-services:2
 cd "$TP_ROOT_DIR"
 
 title() { printf '\n%s# %s%s\n' "$BOLD" "$*" "$PLAIN"; }

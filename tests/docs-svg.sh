@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$TP_ROOT_DIR"
 name=${1:-staging}
 tp=${TP_BIN:-$TP_ROOT_DIR/dist/tp}
-image=${TP_E2E_CLIENT_IMAGE:-tp-debian-services:1} # Debian with curl, redis-cli and psql
+image=${TP_E2E_CLIENT_IMAGE:-tp-debian-services:2} # Debian with curl, redis-cli and psql
 
 # What is typed. The image is one that users do not have: it gets a name that says what it is.
 session() {

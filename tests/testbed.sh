@@ -16,7 +16,7 @@ up() {
   "$cluster" up >/dev/null
   admin=$("$cluster" kubeconfig admin)
   step "loading images and samples"
-  "$cluster" load {tp-manager,tp-agent,tp-sample}":$TP_VERSION" tp-debian-services:1
+  "$cluster" load {tp-manager,tp-agent,tp-sample}":$TP_VERSION" tp-debian-services:2
   "$cluster" samples
   "$cluster" kubectl -n tp-system get statefulset tp-manager >/dev/null 2>&1 && verb=upgrade
   step "tp helm $verb"
@@ -32,9 +32,10 @@ environment() {
     TP_E2E_ADMIN_KUBECONFIG "$("$cluster" kubeconfig admin)" \
     TP_E2E_KUBECONFIG "$("$cluster" kubeconfig user)" \
     TP_E2E_MANAGER_NAMESPACE tp-system \
-    TP_E2E_CLIENT_IMAGE tp-debian-services:1 \
+    TP_E2E_CLIENT_IMAGE tp-debian-services:2 \
+    TP_E2E_RUNTIMES_IMAGE tp-debian-runtimes:2 \
     TP_E2E_SAMPLE_IMAGE "tp-sample:$TP_VERSION" \
-    TP_E2E_CLUSTER_CLIENT_IMAGE "$TP_REGISTRY/tp-debian-services:1" \
+    TP_E2E_CLUSTER_CLIENT_IMAGE "$TP_REGISTRY/tp-debian-services:2" \
     TP_E2E_CLUSTER_SAMPLE_IMAGE "$TP_REGISTRY/tp-sample:$TP_VERSION"
 }
 

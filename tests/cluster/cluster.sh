@@ -48,11 +48,11 @@ manifests() {
   done
 }
 
-delete_samples() { manifests web streams db files services agent | any_kubectl delete --ignore-not-found -f - >/dev/null; }
+delete_samples() { manifests web streams db files services programs agent | any_kubectl delete --ignore-not-found -f - >/dev/null; }
 
 # Applies sample manifests, whose images have to be loaded before, and waits until their pods are ready.
 samples() {
-  [ $# -gt 0 ] || set -- web streams db files services
+  [ $# -gt 0 ] || set -- web streams db files services programs
   manifests "$@" | any_kubectl apply -f - >/dev/null
   local namespace kind workload
   any_kubectl get deployments,statefulsets -A \

@@ -7,12 +7,18 @@ DEBIAN_SUITE=bookworm
 DEBIAN_LEFT_OUT=('dev/*' 'var/cache/apt/*' 'var/lib/apt/lists/*' 'usr/share/doc/*' 'usr/share/man/*' 'usr/share/locale/*'
   'usr/lib/*/libLLVM*' 'usr/lib/*/libz3*' 'usr/lib/postgresql/*/lib/llvmjit*' 'usr/lib/postgresql/*/lib/bitcode')
 
+# What of the packages is put into an image of its own, so that the other stays small; see apart_image.
+DEBIAN_APART=()
+
+# Prints the name of the image that holds what debian_image put apart: apart_image IMAGE
+apart_image() { echo "${1/:/-apart:}"; }
+
 # Prints the name of an image with Debian's minimal system and the given packages, and makes it first if it is not
 # there (a good minute): debian_image REPOSITORY PACKAGE...
 debian_image() {
   local repository=$1 image rootfs
   shift
-  image=$repository:$(hash_of <<<"$DEBIAN_SUITE $* ${DEBIAN_LEFT_OUT[*]}")
+  image=$repository:$(hash_of <<<"$DEBIAN_SUITE $* ${DEBIAN_LEFT_OUT[*]}${DEBIAN_APART[*]/#/ }")
   docker image inspect "$image" >/dev/null 2>&1 || {
     have debootstrap || die "no debootstrap on PATH: run \`tests/preflight.sh\`, which installs it"
     step "making a Debian image for $repository (about a minute, once)"
@@ -25,13 +31,21 @@ debian_image() {
       remove_rootfs "$rootfs"
       die "debootstrap failed; its output is in $TP_CACHE/debootstrap.log. A mirror that is reachable: TP_DEBIAN_MIRROR=URL"
     }
+    if [ ${#DEBIAN_APART[@]} -gt 0 ]; then
+      # shellcheck disable=SC2046,SC2068 # patterns without spaces, to be expanded
+      (cd "$rootfs" && as_root tar -c $(without "${DEBIAN_LEFT_OUT[@]}") $(printf './%s ' ${DEBIAN_APART[@]})) |
+        docker import - "$(apart_image "$image")" >/dev/null
+      remove_other_tags "$(apart_image "$image")"
+    fi
     # shellcheck disable=SC2046 # patterns without spaces
-    as_root tar -C "$rootfs" -c $(printf -- '--exclude=./%s ' "${DEBIAN_LEFT_OUT[@]}") . | docker import - "$image" >/dev/null
+    as_root tar -C "$rootfs" -c $(without "${DEBIAN_LEFT_OUT[@]}" "${DEBIAN_APART[@]}") . | docker import - "$image" >/dev/null
     remove_rootfs "$rootfs"
     remove_other_tags "$image"
   }
   echo "$image"
 }
+
+without() { printf -- '--exclude=./%s ' "$@"; }
 
 # debootstrap mounts /proc and /sys, which a broken-off one leaves: never reach through them.
 remove_rootfs() {

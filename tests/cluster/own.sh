@@ -183,7 +183,7 @@ purge() {
   need_docker
   for name in $(list_own); do down_own; done
   local repository
-  for repository in tp-test-node tp-test-node-base tp-debian-services; do
+  for repository in tp-test-node{,-base} tp-debian-{runtimes,services,services-base,services-base-apart}; do
     docker image ls -q "$repository" | sort -u | xargs -r docker rmi -f >/dev/null
   done
   rm -rf "$TP_CACHE"

@@ -71,6 +71,7 @@ fn http_reaches_services_and_pods_by_either_family() {
     {
         assert_eq!(get(how), at6, "{how}");
     }
+    connection.sh(&format!("peer websocket 'ws://[{}]/websocket'", service("peer")[1])).exits(0).says(&["5 messages"]);
 }
 
 #[test]

@@ -55,6 +55,11 @@ impl Spec {
         Self { image: given().client_image.clone(), ..Self::default() }.command(["sleep", "infinity"])
     }
 
+    /// A container of the image with the usual clients, Java and Node.
+    pub fn runtimes() -> Self {
+        Self { image: given().runtimes_image.clone(), ..Self::client() }
+    }
+
     /// A container of the image that holds a static binary and nothing else; `command` is what `tp-sample` is given.
     pub fn sample<'a>(command: impl IntoIterator<Item = &'a str>) -> Self {
         Self { image: given().sample_image.clone(), ..Self::default() }.command(command)

@@ -12,8 +12,10 @@ pub struct Given {
     pub admin_kubeconfig: PathBuf,
     /// Kubeconfig of a user who may port-forward to the manager and do nothing else, `TP_E2E_KUBECONFIG`.
     pub user_kubeconfig: PathBuf,
-    /// Image with bash, curl, dig, nc, redis-cli and psql, `TP_E2E_CLIENT_IMAGE`.
+    /// Image with bash and the clients of all servers of the samples, `TP_E2E_CLIENT_IMAGE`.
     pub client_image: String,
+    /// The client image with Java and Node in it, `TP_E2E_RUNTIMES_IMAGE`.
+    pub runtimes_image: String,
     /// Image that holds nothing but the static `tp-sample`, `TP_E2E_SAMPLE_IMAGE`.
     pub sample_image: String,
     /// The client image as pods name it, `TP_E2E_CLUSTER_CLIENT_IMAGE`.
@@ -35,6 +37,7 @@ pub fn given() -> &'static Given {
         admin_kubeconfig: file("TP_E2E_ADMIN_KUBECONFIG"),
         user_kubeconfig: file("TP_E2E_KUBECONFIG"),
         client_image: text("TP_E2E_CLIENT_IMAGE"),
+        runtimes_image: text("TP_E2E_RUNTIMES_IMAGE"),
         sample_image: text("TP_E2E_SAMPLE_IMAGE"),
         cluster_client_image: text("TP_E2E_CLUSTER_CLIENT_IMAGE"),
         cluster_sample_image: text("TP_E2E_CLUSTER_SAMPLE_IMAGE"),

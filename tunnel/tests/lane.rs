@@ -433,7 +433,7 @@ async fn serve_movable(movable: Arc<std::sync::Mutex<Option<Continuation>>>) -> 
                     Some(continuation) if flow == 7 => responder.accept(continuation),
                     _ => responder.refuse(),
                 },
-                Incoming::Resolve(_) | Incoming::Control(_) => panic!("the test moves flows only"),
+                Incoming::Resolve(_) | Incoming::Echo(..) | Incoming::Control(_) => panic!("the test moves flows only"),
             }
         }
     });

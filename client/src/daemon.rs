@@ -186,8 +186,7 @@ impl Daemon {
         // The CLI may be gone, which its stream's end tells better than a failed write.
         let _ = replies.progress(&format!("connecting to the traffic manager in {}", request.manager_namespace)).await;
         let parts = self.parts(&request.namespace);
-        let count = parts.tunnel.count();
-        let (route, live, cluster) = Connection::establish(&request, self.hosts.clone(), count, limit).await?;
+        let (route, live, cluster) = Connection::establish(&request, self.hosts.clone(), limit).await?;
         let _ = replies.progress("setting up the container's network").await;
         let api_server = route.addresses().await;
         let before = Before {

@@ -72,8 +72,7 @@ pub async fn serve(services: Arc<Services>, io: impl Carrier + 'static) -> Resul
                 rejoined = ticket.rejoined,
                 "lane opened"
             );
-            let flows = ticket.budget.count.clone();
-            (ticket, pending.welcome(welcome, flows).await?)
+            (ticket, pending.welcome(welcome).await?)
         }
         Err(refusal) => return refuse(pending, refusal).await,
     };

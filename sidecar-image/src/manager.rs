@@ -268,7 +268,6 @@ mod tests {
     use tokio_rustls::rustls::pki_types::PrivateKeyDer;
     use tp_protocol::control::Ping;
     use tp_protocol::hello::{Refusal, RefusalCode, Welcome};
-    use tp_tunnel::FlowCount;
     use tp_tunnel::control::Control;
     use tp_tunnel::server::{self, Incoming, LaneServer, Pending};
 
@@ -321,8 +320,7 @@ mod tests {
         /// Lets the agent in and waits for its control channel.
         async fn welcome(&self) -> (LaneServer, Control) {
             let pending = self.accept().await;
-            let mut lane =
-                pending.welcome(Welcome { version: 1, ..Welcome::default() }, FlowCount::default()).await.unwrap();
+            let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }).await.unwrap();
             match lane.next().await {
                 Some(Ok(Incoming::Control(control))) => (lane, control),
                 other => panic!("expected the control channel, got {other:?}"),

@@ -1,6 +1,5 @@
 //! The end of a lane that opens flows: a workstation's daemon, or a traffic agent.
 
-use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -18,11 +17,9 @@ use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
 use crate::error::{FlowError, FlowOpenError, LaneError};
-use crate::flow::{Continuation, Counting, Flow, read_to_end};
+use crate::flow::{Continuation, Flow, read_to_end};
 use crate::handshake;
 use crate::server::{CONTINUE_URI, CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI};
-
-use crate::window::{FlowCount, Windows};
 
 /// How long a stream that was reset is remembered, so that frames still under way to it are no error.
 const RESET_MEMORY: Duration = Duration::from_secs(10);
@@ -31,7 +28,6 @@ const RESET_MEMORY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Lane {
     requests: SendRequest<Bytes>,
-    flows: FlowCount,
 }
 
 /// Drives the lane. Nothing moves unless it is polled; it ends with the lane.
@@ -63,7 +59,7 @@ pub struct Connected {
 /// # Errors
 /// [`LaneError::Refused`] with the manager's reason, or why the lane could not be made.
 pub async fn connect(io: impl Carrier + 'static, hello: &ClientHello) -> Result<Connected, LaneError> {
-    say_hello(io, hello).await?.start(FlowCount::default()).await
+    say_hello(io, hello).await?.start().await
 }
 
 /// Says hello on `io` and waits for the welcome.
@@ -81,15 +77,14 @@ pub async fn say_hello(mut io: impl Carrier + 'static, hello: &ClientHello) -> R
 }
 
 impl Admitted {
-    /// Starts a new lane: HTTP/2 from its beginning. All lanes of a session count their flows in the same `flows`.
+    /// Starts a new lane: HTTP/2 from its beginning.
     ///
     /// # Errors
     /// Why it could not be made.
-    pub async fn start(self, flows: FlowCount) -> Result<Connected, LaneError> {
-        let mut windows = Windows::new(flows.clone(), self.lane);
+    pub async fn start(self) -> Result<Connected, LaneError> {
         let (stream, handle) = LaneStream::new(self.io, self.welcome.resume_grace_ms > 0);
-        let (requests, mut connection) = Builder::new()
-            .initial_window_size(windows.bytes())
+        let (requests, connection) = Builder::new()
+            .initial_window_size(limits::stream_window_bytes(self.lane))
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
             .max_frame_size(limits::MAX_FRAME_BYTES)
             .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
@@ -100,11 +95,8 @@ impl Admitted {
             .enable_push(false)
             .handshake(stream)
             .await?;
-        let driver = Box::pin(poll_fn(move |cx| {
-            windows.tune(|bytes| connection.set_initial_window_size(bytes));
-            Pin::new(&mut connection).poll(cx).map_err(LaneError::from)
-        }));
-        Ok(Connected { welcome: self.welcome, lane: Lane { requests, flows }, driver, handle })
+        let driver = Box::pin(async { Ok(connection.await?) });
+        Ok(Connected { welcome: self.welcome, lane: Lane { requests }, driver, handle })
     }
 
     /// Carries the lane of `handle` over to this byte stream, when the manager still has its end of it
@@ -132,7 +124,7 @@ impl Lane {
         }
         let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
         let recv = check(response.await?)?;
-        Ok(Flow::new(send, Counting { stream: recv, _counted: Some(self.flows.count()) }))
+        Ok(Flow::new(send, recv))
     }
 
     /// Has a flow of another lane of the session go on on this one: the flow that was opened with number `flow`.
@@ -143,7 +135,7 @@ impl Lane {
         let request = Request::post(CONTINUE_URI).header(FLOW, flow).body(()).expect("made of a constant and a number");
         let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
         let recv = check(response.await?)?;
-        continuation.go_on(send, Counting { stream: recv, _counted: Some(self.flows.count()) });
+        continuation.go_on(send, recv);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use tp_protocol::frame;
 use tp_protocol::limits::MAX_CONTROL_BYTES;
 
 use crate::error::FlowError;
-use crate::flow::{Counting, Flow, FlowReceiver, FlowSender};
+use crate::flow::{Flow, FlowReceiver, FlowSender};
 
 /// Both directions of the control channel.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub struct ControlReceiver {
 
 impl Control {
     pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        let (sender, receiver) = Flow::new(send, Counting { stream: recv, _counted: None }).split();
+        let (sender, receiver) = Flow::new(send, recv).split();
         Self {
             sender: ControlSender { flow: sender },
             receiver: ControlReceiver { flow: receiver, inbox: BytesMut::new() },

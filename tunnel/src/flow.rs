@@ -11,7 +11,6 @@ use tokio::sync::oneshot;
 use tp_protocol::open::{CONTINUED, OpenRefused};
 
 use crate::error::FlowError;
-use crate::window::Counted;
 
 /// Both directions of a flow. Dropping it before both have ended cancels the stream.
 #[derive(Debug)]
@@ -31,31 +30,23 @@ pub struct FlowSender {
 /// The receiving direction.
 #[derive(Debug)]
 pub struct FlowReceiver {
-    stream: Counting,
+    stream: RecvStream,
     /// Brings the stream of another lane.
-    next: Option<oneshot::Receiver<Counting>>,
+    next: Option<oneshot::Receiver<RecvStream>>,
     /// The peer goes on there.
     is_continued: bool,
-}
-
-/// A stream that counts among those that share the windows.
-#[derive(Debug)]
-pub(crate) struct Counting {
-    pub(crate) stream: RecvStream,
-    /// `None` on the control channel.
-    pub(crate) _counted: Option<Counted>,
 }
 
 /// Takes the streams of another lane on which a flow goes on.
 #[derive(Debug)]
 pub struct Continuation {
     sender: oneshot::Sender<SendStream<Bytes>>,
-    receiver: oneshot::Sender<Counting>,
+    receiver: oneshot::Sender<RecvStream>,
 }
 
 impl Flow {
     /// A flow on a stream that was accepted.
-    pub(crate) fn new(send: SendStream<Bytes>, recv: Counting) -> Self {
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
         let receiver = FlowReceiver { stream: recv, next: None, is_continued: false };
         Self { sender: FlowSender { stream: send, next: None }, receiver }
     }
@@ -77,7 +68,7 @@ impl Flow {
 
 impl Continuation {
     /// The flow goes on on these.
-    pub(crate) fn go_on(self, send: SendStream<Bytes>, recv: Counting) {
+    pub(crate) fn go_on(self, send: SendStream<Bytes>, recv: RecvStream) {
         if let Err(mut send) = self.sender.send(send) {
             // This direction is over already; fails only when the other lane is gone.
             let _ = send.send_data(Bytes::new(), true);
@@ -197,7 +188,7 @@ impl FlowReceiver {
                 };
                 (self.stream, self.next, self.is_continued) = (stream, None, false);
             }
-            let stream = &mut self.stream.stream;
+            let stream = &mut self.stream;
             if let Some(data) = ready!(stream.poll_data(cx)) {
                 return Poll::Ready(Some(data.map_err(FlowError::from)));
             }
@@ -221,7 +212,7 @@ impl FlowReceiver {
     /// Lets the peer send `len` bytes more.
     pub fn release(&mut self, len: usize) {
         // Fails only for more bytes than were received, and after the stream is gone, when nobody wants the credit.
-        let _ = self.stream.stream.flow_control().release_capacity(len);
+        let _ = self.stream.flow_control().release_capacity(len);
     }
 }
 

@@ -12,6 +12,3 @@ pub mod flow;
 mod handshake;
 pub mod relay;
 pub mod server;
-mod window;
-
-pub use window::FlowCount;

@@ -19,10 +19,8 @@ use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
 use crate::error::{FlowError, LaneError};
-use crate::flow::{Continuation, Counting, Flow, read_to_end};
+use crate::flow::{Continuation, Flow, read_to_end};
 use crate::handshake;
-
-use crate::window::{FlowCount, Windows};
 
 /// Target of a DNS query (RFC 8484).
 pub(crate) const DNS_URI: &str = "https://tp-manager/dns-query";
@@ -50,8 +48,6 @@ pub struct Pending {
 pub struct LaneServer {
     connection: Connection<LaneStream, Bytes>,
     handle: LaneHandle,
-    flows: FlowCount,
-    windows: Windows,
 }
 
 /// What the client asks for on a new stream.
@@ -73,14 +69,14 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct Responder {
     respond: SendResponse<Bytes>,
-    recv: Counting,
+    recv: RecvStream,
 }
 
 /// Answers a flow that is to go on.
 #[derive(Debug)]
 pub struct ContinueResponder {
     respond: SendResponse<Bytes>,
-    recv: Counting,
+    recv: RecvStream,
 }
 
 /// A request whose message is still to be read: a DNS message, or the data of a ping.
@@ -119,17 +115,16 @@ impl Pending {
         Ok(())
     }
 
-    /// Lets the peer in and starts HTTP/2. All lanes of a session count their flows in the same `flows`.
+    /// Lets the peer in and starts HTTP/2.
     ///
     /// # Errors
     /// [`LaneError`] when the lane fails first.
-    pub async fn welcome(mut self, welcome: Welcome, flows: FlowCount) -> Result<LaneServer, LaneError> {
-        let windows = Windows::new(flows.clone(), self.hello.lane);
+    pub async fn welcome(mut self, welcome: Welcome) -> Result<LaneServer, LaneError> {
         let is_resumable = welcome.resume_grace_ms > 0;
         handshake::send(&mut self.io, &ServerHello::from(welcome)).await?;
         let (stream, handle) = LaneStream::new(self.io, is_resumable);
         let handshake = Builder::new()
-            .initial_window_size(windows.bytes())
+            .initial_window_size(limits::stream_window_bytes(self.hello.lane))
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
             .max_frame_size(limits::MAX_FRAME_BYTES)
             .max_send_buffer_size(limits::SEND_BUFFER_BYTES)
@@ -143,7 +138,7 @@ impl Pending {
         let connection = tokio::time::timeout(handshake::HELLO_TIMEOUT, handshake)
             .await
             .map_err(|_| LaneError::TimedOut(handshake::HELLO_TIMEOUT))??;
-        Ok(LaneServer { connection, handle, windows, flows })
+        Ok(LaneServer { connection, handle })
     }
 
     /// Carries the lane of `handle` over to this byte stream. The client said in its hello how much it has received, and
@@ -174,15 +169,11 @@ impl LaneServer {
     /// [`LaneError`] when the lane is lost.
     pub async fn next(&mut self) -> Option<Result<Incoming, LaneError>> {
         loop {
-            let accepted = poll_fn(|cx| {
-                self.windows.tune(|bytes| self.connection.set_initial_window_size(bytes));
-                self.connection.poll_accept(cx)
-            });
-            let (request, respond) = match accepted.await? {
+            let (request, respond) = match self.connection.accept().await? {
                 Ok(accepted) => accepted,
                 Err(error) => return Some(Err(error.into())),
             };
-            if let Some(incoming) = classify(request, respond, &self.flows) {
+            if let Some(incoming) = classify(request, respond) {
                 return Some(Ok(incoming));
             }
         }
@@ -195,12 +186,11 @@ impl LaneServer {
 }
 
 /// Sorts a request; one that is not of this protocol is answered here.
-fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, flows: &FlowCount) -> Option<Incoming> {
+fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<Incoming> {
     let (parts, recv) = request.into_parts();
     let refused = match (&parts.method, parts.uri.path()) {
         (&Method::CONNECT, _) => match Open::from_parts(&parts) {
             Ok(open) if open.transport == Transport::Tcp || is_udp(&parts) => {
-                let recv = Counting { stream: recv, _counted: Some(flows.count()) };
                 return Some(Incoming::Open(open, Responder { respond, recv }));
             }
             Ok(_) => OpenRefused::new(ErrorClass::Failed, "unknown :protocol"),
@@ -208,7 +198,6 @@ fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, flow
         },
         (&Method::POST, "/tp.v1/continue") => match parts.headers.get(FLOW).map(|flow| flow.to_str().map(str::parse)) {
             Some(Ok(Ok(flow))) => {
-                let recv = Counting { stream: recv, _counted: Some(flows.count()) };
                 return Some(Incoming::Continue(flow, ContinueResponder { respond, recv }));
             }
             _ => OpenRefused::new(ErrorClass::Failed, "a flow that goes on needs its number"),

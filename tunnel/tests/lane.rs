@@ -13,9 +13,8 @@ use tp_protocol::control::{FromManager, Ping, ToManager, from_manager, to_manage
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
-use tp_protocol::limits::{MAX_DATAGRAM_BYTES, STREAM_WINDOW_BYTES, STREAM_WINDOW_MIN_BYTES};
+use tp_protocol::limits::{MAX_DATAGRAM_BYTES, STREAM_WINDOW_BYTES};
 use tp_protocol::open::{Host, Open, OpenRefused, Transport};
-use tp_tunnel::FlowCount;
 use tp_tunnel::client::{self, Lane};
 use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
 use tp_tunnel::flow::{Continuation, Flow};
@@ -25,7 +24,7 @@ use tp_tunnel::server::{self, Incoming};
 /// Serves one lane as a manager without policy would.
 async fn serve(io: tokio::io::DuplexStream) {
     let pending = server::accept(io).await.unwrap();
-    let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }, FlowCount::default()).await.unwrap();
+    let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }).await.unwrap();
     while let Some(Ok(incoming)) = lane.next().await {
         tokio::spawn(async move {
             match incoming {
@@ -219,8 +218,7 @@ async fn memory_that_stalled_flows_hold_is_bounded() {
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = sent.clone();
     let manager = async move {
-        let mut lane =
-            server::accept(far).await.unwrap().welcome(Welcome::default(), FlowCount::default()).await.unwrap();
+        let mut lane = server::accept(far).await.unwrap().welcome(Welcome::default()).await.unwrap();
         while let Some(Ok(Incoming::Open(_, responder))) = lane.next().await {
             let sent = counted.clone();
             tokio::spawn(async move {
@@ -249,8 +247,7 @@ async fn memory_that_stalled_flows_hold_is_bounded() {
         before
     };
     let sent = tokio::time::timeout(Duration::from_secs(20), settled).await.unwrap();
-    // What was in the windows while they were wide, and what fits into the narrow ones.
-    let most = 12 * STREAM_WINDOW_BYTES as usize + FLOWS * STREAM_WINDOW_MIN_BYTES as usize;
+    let most = FLOWS * STREAM_WINDOW_BYTES as usize;
     assert!(sent <= most, "{} MiB", sent >> 20);
 }
 
@@ -416,8 +413,7 @@ async fn flow_that_is_not_there_cannot_go_on_and_stays_where_it_is() {
 async fn serve_movable(movable: Arc<std::sync::Mutex<Option<Continuation>>>) -> Lane {
     let (near, far) = tokio::io::duplex(256 << 10);
     tokio::spawn(async move {
-        let mut lane =
-            server::accept(far).await.unwrap().welcome(Welcome::default(), FlowCount::default()).await.unwrap();
+        let mut lane = server::accept(far).await.unwrap().welcome(Welcome::default()).await.unwrap();
         while let Some(Ok(incoming)) = lane.next().await {
             match incoming {
                 Incoming::Open(open, responder) => {

@@ -9,7 +9,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::task::JoinSet;
 use tp_protocol::hello::{ClientHello, Welcome};
 use tp_protocol::open::{Open, Transport};
-use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::{ALIVE_INTERVAL, CarrierState, LaneHandle, SILENCE_MAX};
 use tp_tunnel::client::{self, Connected, Lane};
 use tp_tunnel::error::FlowError;
@@ -51,7 +50,7 @@ impl Manager {
                 let _ = pending.resume(Self::welcome(), &handle).await;
             }
             _ => {
-                let Ok(lane) = pending.welcome(Self::welcome(), FlowCount::default()).await else { return };
+                let Ok(lane) = pending.welcome(Self::welcome()).await else { return };
                 *self.lane.lock().unwrap() = Some(lane.handle().clone());
                 echo(lane).await;
             }

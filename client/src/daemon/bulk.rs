@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tp_protocol::hello::{CONTINUE, ClientHello, SessionKey, Welcome};
 use tp_protocol::limits;
-use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Connected, Driver, Lane};
 use tp_tunnel::flow::Continuation;
@@ -36,7 +35,6 @@ pub(crate) struct BulkLanes {
 struct Session {
     route: ManagerRoute,
     hello: ClientHello,
-    count: FlowCount,
     slots: [Rc<Slot>; limits::BULK_LANES as usize],
     keepers: RefCell<JoinSet<()>>,
 }
@@ -59,12 +57,18 @@ impl Drop for Seat {
 
 impl BulkLanes {
     /// Takes what the manager said when it let lane 0 in: lanes of another session end.
-    pub(crate) fn on_welcome(&self, welcome: &Welcome, route: &ManagerRoute, client: &ClientHello, count: &FlowCount) {
+    pub(crate) fn on_welcome(&self, welcome: &Welcome, route: &ManagerRoute, client: &ClientHello) {
         let key = welcome.session.as_ref().filter(|_| welcome.features.iter().any(|feature| feature == CONTINUE));
         let mut session = self.session.borrow_mut();
         if !(welcome.rejoined && session.as_ref().map(|session| session.key()) == Some(key)) {
-            *session = key.map(|key| Rc::new(Session::new(route, client, key, count)));
+            *session = key.map(|key| Rc::new(Session::new(route, client, key)));
         }
+    }
+
+    /// Whether another flow could go on on one of them.
+    pub(crate) fn has_room(&self) -> bool {
+        let session = self.session.borrow();
+        session.as_ref().is_some_and(|it| it.slots.iter().any(|slot| slot.flows.get() < limits::BULK_FLOWS))
     }
 
     /// Has a flow of lane 0 go on on the lane that carries the fewest. `None`: it stays where it is.
@@ -93,11 +97,10 @@ impl BulkLanes {
 }
 
 impl Session {
-    fn new(route: &ManagerRoute, client: &ClientHello, key: &SessionKey, count: &FlowCount) -> Self {
+    fn new(route: &ManagerRoute, client: &ClientHello, key: &SessionKey) -> Self {
         Self {
             route: route.clone(),
             hello: ClientHello { session: Some(key.clone()), ..client.clone() },
-            count: count.clone(),
             slots: Default::default(),
             keepers: RefCell::default(),
         }
@@ -135,7 +138,7 @@ impl Session {
 
     async fn open(&self, hello: &ClientHello) -> Result<Connected, String> {
         let admitted = self.route.open_lane(hello, OPEN_TIMEOUT).await.map_err(|failure| failure.message)?;
-        tokio::time::timeout(OPEN_TIMEOUT, admitted.start(self.count.clone()))
+        tokio::time::timeout(OPEN_TIMEOUT, admitted.start())
             .await
             .map_err(|_| "no answer".to_owned())?
             .map_err(|error| error.to_string())

@@ -10,7 +10,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
 use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
-use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Admitted, Connected, Lane};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
@@ -140,12 +139,11 @@ impl Connection {
     pub(crate) async fn establish(
         request: &Connect,
         hosts: HostLookup,
-        count: &FlowCount,
         limit: Duration,
     ) -> Result<(ManagerRoute, Live, ClusterInfo), Failure> {
         let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace, hosts)?;
         let admitted = route.open_lane(&hello(request, None), limit).await?;
-        let (live, cluster) = start(&route, admitted, count, limit).await?;
+        let (live, cluster) = start(&route, admitted, limit).await?;
         Ok((route, live, cluster))
     }
 
@@ -194,7 +192,7 @@ impl Connection {
     pub(crate) fn on_lane(&self, live: &Live) {
         self.seen.borrow_mut().welcome.clone_from(&live.welcome);
         let client = hello(&self.request, None);
-        self.tunnel.bulk().on_welcome(&live.welcome, &self.route, &client, self.tunnel.count());
+        self.tunnel.bulk().on_welcome(&live.welcome, &self.route, &client);
     }
 
     /// What the next daemon process needs.
@@ -394,7 +392,7 @@ impl Connection {
     }
 
     async fn start(&self, admitted: Admitted, limit: Duration) -> Result<Live, Failure> {
-        let (live, cluster) = start(&self.route, admitted, self.tunnel.count(), limit).await?;
+        let (live, cluster) = start(&self.route, admitted, limit).await?;
         self.on_message(Some(from_manager::Kind::ClusterInfo(cluster)));
         Ok(live)
     }
@@ -449,13 +447,8 @@ impl Connection {
 }
 
 /// Starts a lane and its control channel, and waits for the cluster's description.
-async fn start(
-    route: &ManagerRoute,
-    admitted: Admitted,
-    count: &FlowCount,
-    limit: Duration,
-) -> Result<(Live, ClusterInfo), Failure> {
-    let started = timeout(limit, admitted.start(count.clone())).await;
+async fn start(route: &ManagerRoute, admitted: Admitted, limit: Duration) -> Result<(Live, ClusterInfo), Failure> {
+    let started = timeout(limit, admitted.start()).await;
     let started = started.unwrap_or(Err(LaneError::TimedOut(limit)));
     let Connected { welcome, lane, driver, handle } = started.map_err(|error| route.explain_lane(&error))?;
     let driver = AbortOnDrop(tokio::spawn(driver));

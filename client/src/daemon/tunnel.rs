@@ -12,7 +12,6 @@ use tokio::time::timeout;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::limits::CONTINUE_AFTER_BYTES;
 use tp_protocol::open::{Open, OpenRefused};
-use tp_tunnel::FlowCount;
 use tp_tunnel::client::Lane;
 use tp_tunnel::error::FlowOpenError;
 use tp_tunnel::flow::{Continuation, Flow};
@@ -32,7 +31,6 @@ pub(crate) struct Tunnel(Rc<Shared>);
 struct Shared {
     lane: watch::Sender<Option<Lane>>,
     bulk: BulkLanes,
-    count: FlowCount,
     next_flow: Cell<u64>,
 }
 
@@ -50,6 +48,7 @@ impl Moving {
     pub(crate) fn count(self: &Rc<Self>, len: usize) {
         self.moved_bytes.set(self.moved_bytes.get() + len as u64);
         if self.moved_bytes.get() > CONTINUE_AFTER_BYTES
+            && self.tunnel.0.bulk.has_room()
             && let Some((flow, continuation)) = self.waits.take()
         {
             let moving = Rc::clone(self);
@@ -64,22 +63,12 @@ impl Moving {
 impl Tunnel {
     /// Starts without a lane.
     pub(crate) fn new() -> Self {
-        Self(Rc::new(Shared {
-            lane: watch::Sender::new(None),
-            bulk: BulkLanes::default(),
-            count: FlowCount::default(),
-            next_flow: Cell::new(1),
-        }))
+        Self(Rc::new(Shared { lane: watch::Sender::new(None), bulk: BulkLanes::default(), next_flow: Cell::new(1) }))
     }
 
     /// The lanes for bulk.
     pub(crate) fn bulk(&self) -> &BulkLanes {
         &self.0.bulk
-    }
-
-    /// Counts the flows of all lanes.
-    pub(crate) fn count(&self) -> &FlowCount {
-        &self.0.count
     }
 
     /// Replaces the lane. `None`: it is lost, opens wait for the next one.

@@ -18,7 +18,6 @@ use tp_protocol::control::{FromManager, Goodbye, Ping, ToManager};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
 use tp_protocol::open::OpenRefused;
-use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::Carrier;
 use tp_tunnel::control::Control;
 use tp_tunnel::error::{FlowError, LaneError};
@@ -152,7 +151,7 @@ where
     };
     let who = hello.agent.clone().unwrap_or_default();
     tracing::info!(namespace = who.namespace, pod = who.pod, version = hello.software_version, "agent registered");
-    let lane = pending.welcome(welcome, FlowCount::default()).await?;
+    let lane = pending.welcome(welcome).await?;
     drop(turn);
     let result = talk(services, lane).await;
     drop(registration);

@@ -11,7 +11,6 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey};
 use tp_protocol::limits::MAX_ECHOES;
-use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::flow::Continuation;
 
@@ -89,8 +88,6 @@ pub struct Budget {
     pub dials: Semaphore,
     /// One permit per ping without an answer yet.
     pub echoes: Arc<Semaphore>,
-    /// Counts the flows for the sizes of their windows.
-    pub count: FlowCount,
     /// Flows that can go on on another lane, by their numbers; held for one map operation at a time.
     movable: Mutex<HashMap<u64, Continuation>>,
 }
@@ -161,7 +158,6 @@ impl Hub {
                 flows: Arc::new(Semaphore::new(limits.flows)),
                 dials: Semaphore::new(limits.pending_dials),
                 echoes: Arc::new(Semaphore::new(MAX_ECHOES)),
-                count: FlowCount::default(),
                 movable: Mutex::default(),
             })
         });

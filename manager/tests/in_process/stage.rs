@@ -20,7 +20,6 @@ use tp_manager::session::SessionLimits;
 use tp_manager::session::hub::{FlowLimits, Hub};
 use tp_protocol::control::ClusterInfo;
 use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
-use tp_tunnel::FlowCount;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{self, Connected, Lane};
 use tp_tunnel::error::LaneError;
@@ -105,8 +104,7 @@ impl Stage {
 
     /// Connects with any hello.
     pub(crate) async fn connect(&mut self, hello: ClientHello) -> Result<Client, LaneError> {
-        let Connected { welcome, lane, driver, handle } =
-            self.say_hello(&hello).await?.start(FlowCount::default()).await?;
+        let Connected { welcome, lane, driver, handle } = self.say_hello(&hello).await?.start().await?;
         self.tasks.spawn(async move {
             let _ = driver.await;
         });

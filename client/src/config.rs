@@ -113,10 +113,10 @@ impl Layer {
             let Some(value) = value else { return Ok(None) };
             value.parse().map(Some).map_err(|e| CliError::usage(format!("the variable {}: {e}", variable(key))))
         }
-        fn list<T: std::str::FromStr<Err = String>>(key: &str, value: Option<String>) -> Result<Option<Vec<T>>> {
+        fn list<T: std::str::FromStr<Err: fmt::Display>>(key: &str, value: Option<String>) -> Result<Option<Vec<T>>> {
             let Some(value) = value else { return Ok(None) };
             let items = value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::parse);
-            let items: std::result::Result<Vec<T>, String> = items.collect();
+            let items: std::result::Result<Vec<T>, T::Err> = items.collect();
             items.map(Some).map_err(|e| CliError::usage(format!("the variable {}: {e}", variable(key))))
         }
         let var = |key: &str| var(&variable(key)).filter(|value| !value.is_empty());
@@ -124,8 +124,7 @@ impl Layer {
             manager_namespace: parse("manager-namespace", var("manager-namespace"))?,
             namespace: parse("namespace", var("namespace"))?,
             name: parse("name", var("name"))?,
-            networks: var("networks")
-                .map(|list| list.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()),
+            networks: list("networks", var("networks"))?,
             also_proxy: list("also-proxy", var("also-proxy"))?,
             never_proxy: list("never-proxy", var("never-proxy"))?,
             dns_include: list("dns-include", var("dns-include"))?,

@@ -3,8 +3,8 @@
 //! Nothing here reads a clock, the environment or a socket; `tp-tunnel` is the async shell around it.
 //! A lane is a byte stream between a client (workstation daemon or traffic agent) and the manager. It begins with a
 //! [`hello`] in each direction and continues as one HTTP/2 connection, whose streams carry flows ([`open`],
-//! [`datagram`]), DNS messages, pings ([`echo`]) and the control channel ([`control`]). Between the two, [`resume`] carries HTTP/2 over from
-//! a byte stream that was lost to the next one.
+//! [`datagram`]), DNS messages, pings ([`echo`]) and the control channel ([`control`]). Between the two, [`resume`]
+//! carries HTTP/2 over from a byte stream that was lost to the next one.
 
 pub mod control;
 pub mod datagram;

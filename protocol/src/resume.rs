@@ -137,23 +137,9 @@ impl Resume {
         if len == 0 {
             return Ok(None);
         }
-        self.on_payload(len);
-        Ok(Some(input.split_to(len).freeze()))
-    }
-
-    /// Bytes of payload that come next on the carrier; 0 when a header does.
-    pub fn payload_left(&self) -> usize {
-        self.payload_left
-    }
-
-    /// Notes that `len` bytes of payload, at most [`Self::payload_left`], were taken off the carrier.
-    ///
-    /// # Panics
-    /// When it is more.
-    pub fn on_payload(&mut self, len: usize) {
-        assert!(len <= self.payload_left, "no more than was announced");
         self.payload_left -= len;
         self.received += len as u64;
+        Ok(Some(input.split_to(len).freeze()))
     }
 
     /// Payload bytes received since the lane began. What was received before the carrier was lost counts.

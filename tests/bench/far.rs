@@ -1,6 +1,6 @@
 //! Loads through a relay before the API server: far away, lossy, and narrow.
 
-use tp_tests::docker::{Container, Spec};
+use tp_tests::docker::Container;
 use tp_tests::test::{Scope, Test};
 
 use crate::load::{self, Figure, Mode};
@@ -54,21 +54,14 @@ pub(crate) struct Mixed {
 /// A relay, and a connection through it.
 struct Relayed<'t> {
     scope: Scope<'t>,
-    address: String,
-    _relay: Container,
+    relay: Container,
 }
 
 impl<'t> Relayed<'t> {
     fn connect(test: &'t Test, relay: &[&str]) -> Self {
         let scope = test.scope();
-        let (host, port) = scope.kubeconfig().server_address();
-        let (target, listen) = (format!("{host}:{port}"), format!("0.0.0.0:{port}"));
-        let args = ["relay", "--listen", &listen, "--target", &target];
-        let relay = Spec::sample(args.into_iter().chain(relay.iter().copied())).start();
-        let address = relay.bridge_ip();
-        let path = scope.kubeconfig().through(&address).save(scope.home());
-        scope.tp(["connect"]).kubeconfig(&path).run().ok();
-        Self { scope, address, _relay: relay }
+        let relay = scope.connect_through_relay(relay);
+        Self { scope, relay }
     }
 
     fn route(&self) -> Route<'static> {
@@ -89,7 +82,7 @@ pub(crate) fn bulk(test: &Test, target: &Target, rounds: u32, seconds: u32) -> V
             let (mut tp, mut bare) = (Vec::new(), Vec::new());
             for _ in 0..rounds {
                 tp.push(load::run(&relayed.route(), target, mode, seconds).per_second);
-                let figure = websocket::run(target, mode, seconds, Some(&relayed.address));
+                let figure = websocket::run(target, mode, seconds, Some(&relayed.relay.bridge_ip()));
                 bare.extend(figure.map(|figure: Figure| figure.per_second));
             }
             all.push(Bulk { distance, mode, websocket: median(bare), tp: median(tp) });

@@ -45,16 +45,6 @@ const ECHO: &str = r#"
 /// How long a tunnel may take to work again once its way is back.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 
-/// A relay before the API server, and a connection through it.
-fn relayed(scope: &Scope<'_>) -> Container {
-    let (host, port) = scope.kubeconfig().server_address();
-    let (target, listen) = (format!("{host}:{port}"), format!("0.0.0.0:{port}"));
-    let relay = Spec::sample(["relay", "--listen", &listen, "--target", &target]).start();
-    let path = scope.kubeconfig().through(&relay.bridge_ip()).save(scope.home());
-    scope.tp(["connect"]).kubeconfig(&path).run().ok();
-    relay
-}
-
 fn reconnects(scope: &Scope<'_>) -> u64 {
     scope.status()["connections"][0]["traffic"]["reconnects"].as_u64().expect("the status counts them")
 }
@@ -64,7 +54,7 @@ fn flows_survive_the_loss_of_the_byte_stream_at_any_moment() {
     const CUTS: u64 = 8;
     let test = Test::beside_others();
     let scope = test.scope();
-    let relay = relayed(&scope);
+    let relay = scope.connect_through_relay(&[]);
     let client = scope.join(Spec::client());
     let total = (40 << 20).to_string();
     let echo = ["perl", "-e", ECHO, "echo:7", &total];
@@ -94,7 +84,7 @@ fn frozen_way_to_the_api_server_is_waited_for() {
     const FROZEN: Duration = Duration::from_secs(7);
     let test = Test::beside_others();
     let scope = test.scope();
-    let relay = relayed(&scope);
+    let relay = scope.connect_through_relay(&[]);
     let client = scope.join(Spec::client());
     std::thread::scope(|threads| {
         const SESSION: &str = "exec 3<>/dev/tcp/echo/7; for n in 1 2 3 4 5 6 7 8 9; do echo $n >&3; read -r -t 20 line <&3; \

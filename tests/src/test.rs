@@ -122,6 +122,21 @@ impl Scope<'_> {
         Kubeconfig::of_user().context(self.name())
     }
 
+    /// Connects through a `tp-sample relay` before the API server, which is given `args`. The tunnel's way goes with it.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[track_caller]
+    pub fn connect_through_relay(&self, args: &[&str]) -> Container {
+        let (host, port) = self.kubeconfig().server_address();
+        let (target, listen) = (format!("{host}:{port}"), format!("0.0.0.0:{port}"));
+        let relay = ["relay", "--listen", &listen, "--target", &target];
+        let relay = Spec::sample(relay.into_iter().chain(args.iter().copied())).start();
+        let path = self.kubeconfig().through(&relay.bridge_ip()).save(self.home());
+        self.tp(["connect"]).kubeconfig(&path).run().ok();
+        relay
+    }
+
     /// Demands that the engine holds nothing of this connection, or does not within `limit`, and that no process of
     /// this user is left on the machine.
     ///

@@ -326,8 +326,7 @@ impl Lane {
 impl AsyncRead for LaneStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { shared, timer } = self.get_mut();
-        let Shared { lane, state } = &**shared;
-        let lane = &mut *lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lane, state) = (&mut *shared.lock(), &shared.state);
         loop {
             lane.check()?;
             if lane.carrier.is_some() {
@@ -366,8 +365,7 @@ impl AsyncWrite for LaneStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Shared { lane, state } = &*self.shared;
-        let lane = &mut *lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lane, state) = (&mut *self.shared.lock(), &self.shared.state);
         loop {
             lane.check()?;
             // What comes while the carrier cannot take it, or is gone, is the writer's to keep.
@@ -402,16 +400,14 @@ impl AsyncWrite for LaneStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Shared { lane, state } = &*self.shared;
-        let lane = &mut *lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lane, state) = (&mut *self.shared.lock(), &self.shared.state);
         lane.check()?;
         lane.writer = Some(cx.waker().clone());
         lane.poll_flush(state, cx).map(Ok)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Shared { lane, state } = &*self.shared;
-        let lane = &mut *lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lane, state) = (&mut *self.shared.lock(), &self.shared.state);
         if lane.poll_flush(state, cx).is_pending() && lane.carrier.is_some() {
             return Poll::Pending;
         }

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
@@ -19,10 +18,7 @@ use crate::control::Control;
 use crate::error::{FlowError, FlowOpenError, LaneError};
 use crate::flow::{Continuation, Flow, read_to_end};
 use crate::handshake;
-use crate::server::{CONTINUE_URI, CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI};
-
-/// How long a stream that was reset is remembered, so that frames still under way to it are no error.
-const RESET_MEMORY: Duration = Duration::from_secs(10);
+use crate::server::{CONTINUE_URI, CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI, RESET_MEMORY};
 
 /// Opens flows on one lane. Clones share the lane; it closes when the last one is dropped.
 #[derive(Clone, Debug)]

@@ -35,7 +35,7 @@ pub(crate) const CONTROL_URI: &str = "https://tp-manager/tp.v1/control";
 pub(crate) const CONTINUE_URI: &str = "https://tp-manager/tp.v1/continue";
 
 /// How long a stream that was reset is remembered, so that frames still under way to it are no error.
-const RESET_MEMORY: Duration = Duration::from_secs(10);
+pub(crate) const RESET_MEMORY: Duration = Duration::from_secs(10);
 
 /// A lane whose hello was read and not answered yet.
 pub struct Pending {

@@ -11,12 +11,11 @@ use std::ffi::OsString;
 use super::publish::Wishes;
 use super::select::{by_name, only};
 use super::session::{self, Invocation, Lifetime, Naming, Plan};
-use super::setup::{CommonArgs, KubeArgs, Setup, VerbosityArgs, given, load};
+use super::setup::{CommonArgs, KubeArgs, NetworkArgs, Setup, VerbosityArgs, load};
 use super::signals::Signals;
 use crate::attach::{Empty, request};
 use crate::config::Layer;
-use crate::config::network::{DnsMapping, Vnat};
-use crate::config::value::{ConnectionName, Domain, HumanDuration, LogLevel, Namespace, Subnet};
+use crate::config::value::{ConnectionName, HumanDuration, LogLevel, Namespace};
 use crate::docker::Engine;
 use crate::docker::connections::Connection;
 use crate::docker::daemon::Publish;
@@ -78,25 +77,8 @@ struct OwnArgs {
     /// Find the traffic manager in this namespace [default: tp-system]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
     manager_namespace: Option<Namespace>,
-    /// Reach this subnet through the cluster as well
-    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
-    also_proxy: Vec<Subnet>,
-    /// Never reach this subnet through the cluster; the more specific one counts
-    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
-    never_proxy: Vec<Subnet>,
-    /// Have the cluster's DNS resolve the names of this domain as well
-    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
-    dns_include: Vec<Domain>,
-    /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
-    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
-    dns_exclude: Vec<Domain>,
-    /// Have a name stand for another one, which is resolved where that is known, or for an address
-    #[arg(long = "dns-mapping", value_name = "NAME=TARGET", value_delimiter = ',', help_heading = "Network options")]
-    dns_mappings: Vec<DnsMapping>,
-    /// See this subnet of the cluster as a virtual one, as those that overlap with networks of this machine are: a SUBNET,
-    /// `service`, `pods`, `also` or `all`; `none` maps nothing but what is named
-    #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Network options")]
-    vnat: Vec<Vnat>,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<HumanDuration>,
@@ -122,17 +104,11 @@ impl OwnArgs {
         Layer {
             namespace: self.namespace.clone(),
             manager_namespace: self.manager_namespace.clone(),
-            also_proxy: given(&self.also_proxy),
-            never_proxy: given(&self.never_proxy),
-            dns_include: given(&self.dns_include),
-            dns_exclude: given(&self.dns_exclude),
-            dns_mappings: given(&self.dns_mappings),
-            vnat: given(&self.vnat),
             connect_timeout: self.connect_timeout,
             idle_limit: self.idle_limit,
             log_level: self.log_level,
             docker: self.docker.clone(),
-            ..Layer::default()
+            ..self.network.layer()
         }
     }
 

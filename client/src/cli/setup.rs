@@ -47,25 +47,8 @@ pub(super) struct SettingArgs {
     /// Find the traffic manager in this namespace [default: tp-system]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
     pub(super) manager_namespace: Option<Namespace>,
-    /// Reach this subnet through the cluster as well
-    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
-    pub(super) also_proxy: Vec<Subnet>,
-    /// Never reach this subnet through the cluster; the more specific one counts
-    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
-    pub(super) never_proxy: Vec<Subnet>,
-    /// Have the cluster's DNS resolve the names of this domain as well
-    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
-    pub(super) dns_include: Vec<Domain>,
-    /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
-    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
-    pub(super) dns_exclude: Vec<Domain>,
-    /// Have a name stand for another one, which is resolved where that is known, or for an address
-    #[arg(long = "dns-mapping", value_name = "NAME=TARGET", value_delimiter = ',', help_heading = "Network options")]
-    pub(super) dns_mappings: Vec<DnsMapping>,
-    /// See this subnet of the cluster as a virtual one, as those that overlap with networks of this machine are: a SUBNET,
-    /// `service`, `pods`, `also` or `all`; `none` maps nothing but what is named
-    #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Network options")]
-    pub(super) vnat: Vec<Vnat>,
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
     /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
     pub(super) connect_timeout: Option<HumanDuration>,
@@ -83,23 +66,54 @@ impl SettingArgs {
         Layer {
             namespace: self.namespace.clone(),
             manager_namespace: self.manager_namespace.clone(),
+            connect_timeout: self.connect_timeout,
+            idle_limit: self.idle_limit,
+            log_level: self.log_level,
+            ..self.network.layer()
+        }
+    }
+}
+
+/// Settings of a connection's network, as flags.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(super) struct NetworkArgs {
+    /// Reach this subnet through the cluster as well
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
+    also_proxy: Vec<Subnet>,
+    /// Never reach this subnet through the cluster; the more specific one counts
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',', help_heading = "Network options")]
+    never_proxy: Vec<Subnet>,
+    /// Have the cluster's DNS resolve the names of this domain as well
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
+    dns_include: Vec<Domain>,
+    /// Never ask the cluster's DNS for the names of this domain; the more specific one counts
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', help_heading = "Network options")]
+    dns_exclude: Vec<Domain>,
+    /// Have a name stand for another one, which is resolved where that is known, or for an address
+    #[arg(long = "dns-mapping", value_name = "NAME=TARGET", value_delimiter = ',', help_heading = "Network options")]
+    dns_mappings: Vec<DnsMapping>,
+    /// See this subnet of the cluster as a virtual one, as those that overlap with networks of this machine are: a SUBNET,
+    /// `service`, `pods`, `also` or `all`; `none` maps nothing but what is named
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Network options")]
+    vnat: Vec<Vnat>,
+}
+
+impl NetworkArgs {
+    /// The flags as a layer of settings, which has no others.
+    pub(super) fn layer(&self) -> Layer {
+        fn given<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+            (!list.is_empty()).then(|| list.to_vec())
+        }
+        Layer {
             also_proxy: given(&self.also_proxy),
             never_proxy: given(&self.never_proxy),
             dns_include: given(&self.dns_include),
             dns_exclude: given(&self.dns_exclude),
             dns_mappings: given(&self.dns_mappings),
             vnat: given(&self.vnat),
-            connect_timeout: self.connect_timeout,
-            idle_limit: self.idle_limit,
-            log_level: self.log_level,
             ..Layer::default()
         }
     }
-}
-
-/// A list that was given by a flag.
-pub(super) fn given<T: Clone>(list: &[T]) -> Option<Vec<T>> {
-    (!list.is_empty()).then(|| list.to_vec())
 }
 
 /// The settings in force, and the context they are for.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::value::{Domain, Subnet};
+use super::value::{Domain, Subnet, try_from_string};
 
 /// A name that stands for another one, or for an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -119,16 +119,10 @@ impl fmt::Display for Vnat {
     }
 }
 
-macro_rules! as_string {
+try_from_string!(DnsMapping, Vnat);
+
+macro_rules! into_string {
     ($($type:ty),*) => {$(
-        impl TryFrom<String> for $type {
-            type Error = String;
-
-            fn try_from(s: String) -> Result<Self, String> {
-                s.parse()
-            }
-        }
-
         impl From<$type> for String {
             fn from(value: $type) -> Self {
                 value.to_string()
@@ -136,7 +130,7 @@ macro_rules! as_string {
         }
     )*};
 }
-as_string!(DnsMapping, Vnat);
+into_string!(DnsMapping, Vnat);
 
 #[cfg(test)]
 mod tests {

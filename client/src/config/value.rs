@@ -249,6 +249,7 @@ macro_rules! try_from_string {
         }
     )*};
 }
+pub(super) use try_from_string;
 try_from_string!(ConnectionName, Namespace, HumanDuration, Subnet, Domain);
 
 macro_rules! display_inner {

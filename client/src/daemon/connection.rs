@@ -157,9 +157,7 @@ impl Connection {
     ) -> Self {
         let Parts { tunnel, resolver, flows, nat } = parts;
         nat.borrow_mut().set_rules(layout.rules());
-        let settings = settings(&request, &cluster);
-        resolver.set_zones(layout.zones(&settings, &cluster));
-        resolver.set_mappings(mappings(&settings));
+        inform(&resolver, &layout, &request, &cluster);
         Self {
             request,
             route,
@@ -323,9 +321,7 @@ impl Connection {
         let mut seen = self.seen.borrow_mut();
         match kind {
             Some(from_manager::Kind::ClusterInfo(cluster)) => {
-                let settings = settings(&self.request, &cluster);
-                self.resolver.set_zones(self.layout.zones(&settings, &cluster));
-                self.resolver.set_mappings(mappings(&settings));
+                inform(&self.resolver, &self.layout, &self.request, &cluster);
                 seen.cluster = cluster;
             }
             Some(from_manager::Kind::Agents(agents)) => seen.agents = agents,
@@ -486,6 +482,13 @@ fn hello(request: &Connect, session: Option<SessionKey>) -> ClientHello {
 pub(crate) fn settings(request: &Connect, cluster: &ClusterInfo) -> Layer {
     let chart = Layer::from_chart(&cluster.client_settings_json).unwrap_or_default();
     Layer::from_chart(&request.settings_json).unwrap_or_default().over(chart)
+}
+
+/// Tells the resolver which names are whose, as the cluster is now, and what they stand for.
+fn inform(resolver: &Resolver, layout: &Layout, request: &Connect, cluster: &ClusterInfo) {
+    let settings = settings(request, cluster);
+    resolver.set_zones(layout.zones(&settings, cluster));
+    resolver.set_mappings(mappings(&settings));
 }
 
 /// What names stand for; of two for one name the first one counts.

@@ -189,9 +189,7 @@ async fn let_in<R: Reviewer>(
 }
 
 /// Serves what an agent may ask for: its control channel. It opens no flows into the cluster, since it is there.
-async fn talk<R>(services: &AgentServices<R>, mut lane: LaneServer) -> Result<(), LaneError>
-where
-{
+async fn talk<R>(services: &AgentServices<R>, mut lane: LaneServer) -> Result<(), LaneError> {
     let mut tasks = JoinSet::new();
     let mut stopping = false;
     let not_for_agents = || OpenRefused::new(ErrorClass::Denied, "agents have no use for this");

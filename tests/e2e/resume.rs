@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tp_tests::docker::{self, Container, Spec};
+use tp_tests::docker::{self, Spec};
 use tp_tests::test::{Scope, Test};
 use tp_tests::wait::until;
 

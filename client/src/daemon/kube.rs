@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{Request, Uri};
+use http::Uri;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -22,7 +22,7 @@ use tp_tunnel::error::LaneError;
 
 use crate::attach::{Failure, KubeAccess};
 use crate::daemon::hosts::HostLookup;
-use crate::daemon::portforward::PortForward;
+use crate::daemon::portforward;
 use crate::daemon::readahead::ReadAhead;
 
 /// Pod of the manager: it is a StatefulSet of one, so that this is the only name a user needs a right for.
@@ -85,17 +85,9 @@ impl ManagerRoute {
     }
 
     async fn try_open_lane(&self, hello: &ClientHello) -> Result<Admitted, Failure> {
-        let path = format!(
-            "/api/v1/namespaces/{}/pods/{MANAGER_POD}/portforward?ports={MANAGER_CLIENT_PORT}",
-            self.manager_namespace
-        );
-        let request = Request::get(path).body(Vec::new()).map_err(|_| Failure {
-            message: format!("`{}` is not the name of a namespace", self.manager_namespace),
-            hint: "give the namespace of the traffic manager with --manager-namespace".into(),
-            causes: Vec::new(),
-        })?;
-        let socket = self.client.connect(request).await.map_err(|error| self.explain_api(&error))?;
-        say_hello(PortForward::new(socket.into_stream()), hello).await.map_err(|error| self.explain_lane(&error))
+        let io = portforward::open(&self.client, &self.manager_namespace, MANAGER_POD, MANAGER_CLIENT_PORT);
+        let io = io.await.map_err(|error| self.explain_api(&error))?;
+        say_hello(io, hello).await.map_err(|error| self.explain_lane(&error))
     }
 
     /// Turns an error of the API server, or on the way to it, into what the user sees.

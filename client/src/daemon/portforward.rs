@@ -1,9 +1,8 @@
-//! A port of a pod as a byte stream: the WebSocket port-forward of the API server.
+//! A port of a pod as a byte stream: port-forward in a WebSocket of the API server.
 //!
-//! Each message of the sub-protocol `v4.channel.k8s.io` is one byte of channel number and the channel's bytes. One
-//! forwarded port has two channels, 0 for data and 1 for errors; the first message on each is the port (two bytes, little
-//! endian). There is no half-close: the stream ends for both directions at once. Source: kubelet's streaming server,
-//! `k8s.io/kubelet/pkg/cri/streaming/portforward/websocket.go`.
+//! There are two sub-protocols, and the server takes one of those that are offered. `SPDY/3.1+portforward.k8s.io`
+//! (Kubernetes 1.31 and later; [`spdy`]) ends its WebSocket at the API server; `v4.channel.k8s.io` ([`channels`]) ends it
+//! at the kubelet, which unmasks byte by byte. There is no use of half-close: the stream ends for both directions at once.
 //!
 //! kube's own `Portforwarder` sends messages of 4 KiB and flushes after each; this adapter sends what it is given in
 //! messages of up to [`MAX_MESSAGE_BYTES`] and flushes when its writer does.
@@ -18,57 +17,86 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, Message};
 
+mod channels;
+mod spdy;
+mod upgrade;
+
+use channels::Channels;
+use spdy::Spdy;
+pub(crate) use upgrade::open;
+
 /// Bytes of payload in one WebSocket message. Messages of 32 to 64 KiB carried 6 to 8 times what 4 KiB ones did.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
-
-const DATA_CHANNEL: u8 = 0;
-const ERROR_CHANNEL: u8 = 1;
 
 /// The byte stream of one forwarded port.
 #[derive(Debug)]
 pub(crate) struct PortForward<IO> {
     socket: WebSocketStream<IO>,
+    framing: Framing,
+    /// What is left of the last message.
+    message: Bytes,
+    /// What is left of the last payload in it.
     inbox: Bytes,
-    /// Channels whose first message, the port, is still to come.
-    announced: [bool; 2],
+    has_ended: bool,
+}
+
+/// How a message is read and written: the sub-protocol.
+#[derive(Debug)]
+enum Framing {
+    Channels(Channels),
+    Spdy(Spdy),
+}
+
+/// A piece of a message.
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    /// Bytes of the port.
+    Data(Bytes),
+    /// Nothing for the reader.
+    Other,
+    /// The last bytes of the port, which was closed.
+    End(Bytes),
+}
+
+impl Framing {
+    /// Takes the next piece off a message that is not empty; an error when the far end reports one.
+    fn next(&mut self, message: &mut Bytes) -> io::Result<Piece> {
+        match self {
+            Self::Channels(channels) => channels.next(message),
+            Self::Spdy(spdy) => spdy.next(message),
+        }
+    }
+
+    /// Writes what precedes a payload of `len` bytes.
+    fn start(&mut self, len: usize, message: &mut BytesMut) {
+        match self {
+            Self::Channels(_) => Channels::start(message),
+            Self::Spdy(spdy) => spdy.start(len, message),
+        }
+    }
+}
+
+/// The kubelet's words, as an error of the stream.
+fn reported(text: &[u8]) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, String::from_utf8_lossy(text).trim().to_owned())
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> PortForward<IO> {
-    /// Wraps a WebSocket that was opened on `.../portforward?ports=PORT`.
-    pub(crate) fn new(socket: WebSocketStream<IO>) -> Self {
-        Self { socket, inbox: Bytes::new(), announced: [false; 2] }
-    }
-
-    /// Sorts one message: data goes to the inbox, an error ends the stream.
-    fn on_message(&mut self, mut message: Bytes) -> io::Result<()> {
-        if message.is_empty() {
-            return Ok(());
-        }
-        let channel = message.get_u8();
-        let Some(announced) = self.announced.get_mut(usize::from(channel)) else {
-            return Err(io::Error::other(format!("port-forward sent data on channel {channel}")));
-        };
-        if !std::mem::replace(announced, true) {
-            return Ok(());
-        }
-        if channel == ERROR_CHANNEL {
-            let text = String::from_utf8_lossy(&message);
-            return Err(io::Error::new(io::ErrorKind::ConnectionReset, text.trim().to_owned()));
-        }
-        self.inbox = message;
-        Ok(())
+    fn new(socket: WebSocketStream<IO>, framing: Framing) -> Self {
+        Self { socket, framing, message: Bytes::new(), inbox: Bytes::new(), has_ended: false }
     }
 
     /// Sends `parts` as one message; the caller has made room.
     fn start_send(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        let total: usize = parts.iter().map(|p| p.len()).sum();
-        let mut message = BytesMut::with_capacity(1 + total.min(MAX_MESSAGE_BYTES));
-        message.put_u8(DATA_CHANNEL);
+        let len = parts.iter().map(|p| p.len()).sum::<usize>().min(MAX_MESSAGE_BYTES);
+        let mut message = BytesMut::with_capacity(spdy::MAX_START_BYTES + len);
+        self.framing.start(len, &mut message);
+        let mut left = len;
         for part in parts {
-            let room = MAX_MESSAGE_BYTES + 1 - message.len();
-            message.put_slice(&part[..part.len().min(room)]);
+            let taken = part.len().min(left);
+            message.put_slice(&part[..taken]);
+            left -= taken;
         }
-        let len = message.len() - 1;
         Pin::new(&mut self.socket).start_send(Message::Binary(message.freeze())).map_err(into_io)?;
         Ok(len)
     }
@@ -76,18 +104,27 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> PortForward<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for PortForward<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while self.inbox.is_empty() {
-            match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
-                Some(Ok(Message::Binary(message))) => self.on_message(message)?,
-                Some(Ok(Message::Text(text))) => self.on_message(text.into())?,
+        let this = &mut *self;
+        while this.inbox.is_empty() && !this.has_ended {
+            if !this.message.is_empty() {
+                match this.framing.next(&mut this.message)? {
+                    Piece::Data(data) => this.inbox = data,
+                    Piece::Other => {}
+                    Piece::End(data) => (this.inbox, this.has_ended) = (data, true),
+                }
+                continue;
+            }
+            match ready!(Pin::new(&mut this.socket).poll_next(cx)) {
+                Some(Ok(Message::Binary(message))) => this.message = message,
+                Some(Ok(Message::Text(text))) => this.message = text.into(),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Close(_))) | None => return Poll::Ready(Ok(())),
                 Some(Err(error)) => return Poll::Ready(Err(into_io(error))),
             }
         }
-        let len = self.inbox.len().min(buf.remaining());
-        buf.put_slice(&self.inbox[..len]);
-        self.inbox.advance(len);
+        let len = this.inbox.len().min(buf.remaining());
+        buf.put_slice(&this.inbox[..len]);
+        this.inbox.advance(len);
         Poll::Ready(Ok(()))
     }
 }
@@ -136,24 +173,17 @@ mod tests {
 
     use super::*;
 
-    async fn pair() -> (PortForward<DuplexStream>, WebSocketStream<DuplexStream>) {
+    async fn pair(framing: Framing) -> (PortForward<DuplexStream>, WebSocketStream<DuplexStream>) {
         let (near, far) = tokio::io::duplex(1 << 20);
         let near = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-        (PortForward::new(near), WebSocketStream::from_raw_socket(far, Role::Server, None).await)
-    }
-
-    async fn announce(kubelet: &mut WebSocketStream<DuplexStream>) {
-        for channel in [DATA_CHANNEL, ERROR_CHANNEL] {
-            kubelet.send(Message::binary(vec![channel, 0xe8, 0x1c])).await.unwrap();
-        }
+        (PortForward::new(near, framing), WebSocketStream::from_raw_socket(far, Role::Server, None).await)
     }
 
     #[tokio::test]
     async fn data_arrives_without_the_channel_and_the_announcements() {
-        let (mut pod, mut kubelet) = pair().await;
-        announce(&mut kubelet).await;
-        for text in ["hello", "", " world"] {
-            kubelet.send(Message::binary([&[DATA_CHANNEL], text.as_bytes()].concat())).await.unwrap();
+        let (mut pod, mut kubelet) = pair(Framing::Channels(Channels::default())).await;
+        for message in [&[0, 0xe8, 0x1c][..], &[1, 0xe8, 0x1c], b"\0hello", b"\0", b"\0 world"] {
+            kubelet.send(Message::binary(message.to_vec())).await.unwrap();
         }
         kubelet.close(None).await.unwrap();
         let mut received = String::new();
@@ -163,22 +193,25 @@ mod tests {
 
     #[tokio::test]
     async fn writes_become_messages_of_bounded_size_and_slices_share_one() {
-        let (mut pod, mut kubelet) = pair().await;
-        pod.write_all(&vec![7; MAX_MESSAGE_BYTES + 10]).await.unwrap();
-        let slices = [io::IoSlice::new(b"head"), io::IoSlice::new(b"body")];
-        assert_eq!(pod.write_vectored(&slices).await.unwrap(), 8);
-        pod.flush().await.unwrap();
-        let mut lens = Vec::new();
-        for _ in 0..3 {
-            lens.push(kubelet.next().await.unwrap().unwrap().into_data().len() - 1);
+        for (framing, overhead) in [(Framing::Channels(Channels::default()), 1), (Framing::Spdy(Spdy::new(80)), 8)] {
+            let (mut pod, mut kubelet) = pair(framing).await;
+            pod.write_all(b"first").await.unwrap();
+            pod.flush().await.unwrap();
+            kubelet.next().await.unwrap().unwrap();
+            pod.write_all(&vec![7; MAX_MESSAGE_BYTES + 10]).await.unwrap();
+            let slices = [io::IoSlice::new(b"head"), io::IoSlice::new(b"body")];
+            assert_eq!(pod.write_vectored(&slices).await.unwrap(), 8);
+            pod.flush().await.unwrap();
+            for len in [MAX_MESSAGE_BYTES, 10, 8] {
+                assert_eq!(kubelet.next().await.unwrap().unwrap().into_data().len(), overhead + len);
+            }
         }
-        assert_eq!(lens, [MAX_MESSAGE_BYTES, 10, 8]);
     }
 
     #[tokio::test]
     async fn error_of_the_kubelet_is_the_error_of_the_read() {
-        let (mut pod, mut kubelet) = pair().await;
-        announce(&mut kubelet).await;
+        let (mut pod, mut kubelet) = pair(Framing::Channels(Channels::default())).await;
+        kubelet.send(Message::binary(&b"\x01\xe8\x1c"[..])).await.unwrap();
         kubelet.send(Message::binary(&b"\x01connection refused\n"[..])).await.unwrap();
         let error = pod.read_u8().await.unwrap_err();
         assert_eq!(error.to_string(), "connection refused");

@@ -13,7 +13,7 @@ pub(crate) const MAX_ATTACH_BYTES: usize = 4 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Request {
     /// Which request.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub(crate) kind: Option<request::Kind>,
 }
 
@@ -38,6 +38,13 @@ pub(crate) mod request {
         /// ended with a daemon process that its init restarted. Final reply: `Done`.
         #[prost(message, tag = "5")]
         Hold(super::Empty),
+        /// Which subnets of the cluster came up since the network was set up, and can be routed into the tunnel as they
+        /// are? Final reply: `Subnets`.
+        #[prost(message, tag = "6")]
+        NewSubnets(super::Empty),
+        /// Routes to these were added. Final reply: `Done`.
+        #[prost(message, tag = "7")]
+        Routed(super::Subnets),
     }
 }
 
@@ -45,7 +52,7 @@ pub(crate) mod request {
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Reply {
     /// Which reply.
-    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5")]
     pub(crate) kind: Option<reply::Kind>,
 }
 
@@ -66,7 +73,18 @@ pub(crate) mod reply {
         /// The request failed.
         #[prost(message, tag = "4")]
         Failure(super::Failure),
+        /// The subnets that were asked for.
+        #[prost(message, tag = "5")]
+        Subnets(super::Subnets),
     }
+}
+
+/// A list of subnets.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Subnets {
+    /// CIDR.
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) subnets: Vec<String>,
 }
 
 /// A message without content.

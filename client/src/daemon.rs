@@ -262,6 +262,27 @@ impl Daemon {
         *self.connection.borrow_mut() = Some(connection);
     }
 
+    /// The subnets of the cluster that came up since the network was set up, and can be routed as they are.
+    async fn new_subnets(&self) -> Vec<String> {
+        let connection = self.connection.borrow().clone();
+        match connection {
+            Some(connection) => connection.new_subnets().await,
+            None => Vec::new(),
+        }
+    }
+
+    /// Takes up routes that were added to this network namespace.
+    ///
+    /// # Errors
+    /// When they are not there.
+    async fn on_routed(&self, subnets: &[String]) -> Result<(), Failure> {
+        if let Some(connection) = self.connection.borrow().as_ref() {
+            connection.on_routed(subnets, &crate::routes::of_this_namespace())?;
+        }
+        self.save().await;
+        Ok(())
+    }
+
     /// Counts a holder in; the connection ends a grace after the last one.
     fn hold(self: &Rc<Self>) -> Holder {
         self.change_lifetime(|life| {

@@ -9,6 +9,7 @@ pub(crate) mod endpoint;
 pub(crate) mod image;
 pub(crate) mod link;
 pub(crate) mod reach;
+mod routes;
 mod ssh;
 
 use std::fmt::Write as _;
@@ -24,7 +25,7 @@ use endpoint::{Address, Endpoint, Origin};
 
 /// Labels of everything that tp makes in the engine.
 pub(crate) mod label {
-    /// What it is: `daemon`, `handler` (a container that joined) or `image`.
+    /// What it is: `daemon`, `handler` (a container that joined), `helper` (one of a moment) or `image`.
     pub(crate) const ROLE: &str = "tp.role";
     /// Name of the connection.
     pub(crate) const CONNECTION: &str = "tp.connection";
@@ -49,6 +50,7 @@ pub(crate) mod role {
     pub(crate) const DAEMON: &str = "daemon";
     pub(crate) const HANDLER: &str = "handler";
     pub(crate) const IMAGE: &str = "image";
+    pub(crate) const HELPER: &str = "helper";
 }
 
 /// How long one call may take until its answer begins. Importing the image is the longest.

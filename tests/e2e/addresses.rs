@@ -1,11 +1,13 @@
 //! Addresses of the cluster that containers see as others, and names that stand for others.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tp_tests::docker::{Container, Network, Spec};
-use tp_tests::kubectl;
+use tp_tests::kubectl::{self, Applied};
 use tp_tests::test::{Scope, Test};
+use tp_tests::wait::until;
 
 /// Gets a URL in a container, as JSON. A sample that has just been started may not listen yet.
 #[track_caller]
@@ -50,7 +52,7 @@ fn address_outside_that_the_clusters_dns_names_is_reached_without_an_option() {
     let connection = test.connect();
     let client = connection.client();
     // CoreDNS hears of the Service a moment later than kubectl.
-    let ip = tp_tests::wait::until(std::time::Duration::from_secs(20), "the name to resolve", || {
+    let ip = until(Duration::from_secs(20), "the name to resolve", || {
         let answer = client.sh(&format!("dig +short alias.{name}.svc.cluster.local")).stdout;
         let last = answer.lines().last().unwrap_or_default().to_owned();
         if last.starts_with("198.18.") { Ok(last) } else { Err(answer) }
@@ -69,6 +71,40 @@ fn address_outside_that_the_clusters_dns_names_is_reached_without_an_option() {
     assert_eq!(connection.status()["connections"][0]["dns"]["virtualAddresses"], 1);
     let unused = client.sh("(exec 3<>/dev/tcp/198.18.200.200/80) 2>&1").stdout;
     assert!(unused.contains("Connection refused"), "{unused}");
+}
+
+#[test]
+fn subnet_that_comes_up_while_connected_is_routed_by_the_next_connect() {
+    const LIMIT: Duration = Duration::from_secs(20);
+    // Services of other tests would get addresses of the new subnet.
+    let test = Test::alone();
+    let connection = test.connect();
+    let client = connection.client();
+    let _subnet = Applied::within(
+        LIMIT,
+        json!({ "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": { "name": "tp-e2e-more" },
+                "spec": { "cidrs": ["10.99.77.0/24"] } }),
+    );
+    let _service = Applied::within(
+        LIMIT,
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web-more", "namespace": "shop" },
+                "spec": { "clusterIP": "10.99.77.7", "selector": { "app": "web" },
+                          "ports": [{ "port": 80, "targetPort": 8080 }] } }),
+    );
+    until(LIMIT, "the status to tell of the subnet", || {
+        let text = connection.tp(["status"]).run().ok();
+        if text.contains("new subnets are not routed (10.99.77.0/24)") { Ok(()) } else { Err(text) }
+    });
+    let outcome = connection.tp(["connect"]).run();
+    assert!(outcome.stderr.contains("Routed as well, for they are new in the cluster: 10.99.77.0/24."), "{outcome:?}");
+    assert_eq!(get(&client, "10.99.77.7/")["name"], "web");
+    let status = connection.status();
+    let routes = status["connections"][0]["routes"].as_array().expect("a list");
+    assert!(routes.iter().any(|route| route == "10.99.77.0/24"), "{status}");
+    let text = connection.tp(["status"]).run().ok();
+    assert!(!text.contains("not routed"), "{text}");
+    let again = connection.tp(["connect"]).run();
+    assert!(again.stderr.contains("Already connected") && !again.stderr.contains("Routed"), "{again:?}");
 }
 
 #[test]

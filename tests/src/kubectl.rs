@@ -110,6 +110,32 @@ pub fn service_ip(namespace: &str, service: &str) -> String {
     admin(&["-n", namespace, "get", "service", service, "-o", "jsonpath={.spec.clusterIP}"]).ok()
 }
 
+/// Objects that go away with this.
+#[derive(Debug)]
+pub struct Applied(Value);
+
+impl Applied {
+    /// Applies objects, as often as it takes: some have to wait for others.
+    ///
+    /// # Panics
+    /// When the cluster does not take them within `limit`.
+    pub fn within(limit: Duration, objects: Value) -> Self {
+        let input = || Input::Bytes(objects.to_string().into_bytes());
+        until(limit, "the cluster to take the objects", || {
+            let outcome = with(&given().admin_kubeconfig, &["apply", "-f", "-"], input());
+            if outcome.code == 0 { Ok(()) } else { Err(outcome.stderr) }
+        });
+        Self(objects)
+    }
+}
+
+impl Drop for Applied {
+    fn drop(&mut self) {
+        let input = Input::Bytes(self.0.to_string().into_bytes());
+        with(&given().admin_kubeconfig, &["delete", "--wait=false", "--ignore-not-found", "-f", "-"], input);
+    }
+}
+
 /// A namespace that goes away with this, and all in it.
 #[derive(Debug)]
 pub struct Namespace {

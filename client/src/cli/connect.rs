@@ -98,7 +98,7 @@ pub(super) async fn run(args: ConnectArgs) -> Result<u8> {
     let (plan, engine) = signals.or(prepare(setup, args.container.wishes(), lifetime, &progress)).await?;
     if let Some(existing) = signals.or(existing(&engine, &plan)).await? {
         drop(progress);
-        return already_connected(&existing, args.command, &mut signals).await;
+        return already_connected(&engine, &existing, args.command, &mut signals).await;
     }
     let invocation = Invocation::start(engine)?;
     let (invocation, mut made) = session::make(invocation, plan, &mut signals, &progress).await?;
@@ -156,11 +156,23 @@ async fn existing(engine: &Engine, plan: &Plan) -> Result<Option<Connection>> {
     Ok(Some(found))
 }
 
-async fn already_connected(existing: &Connection, command: Vec<OsString>, signals: &mut Signals) -> Result<u8> {
+async fn already_connected(
+    engine: &Engine,
+    existing: &Connection,
+    command: Vec<OsString>,
+    signals: &mut Signals,
+) -> Result<u8> {
     eprintln!(
         "Already connected: {} is a connection to context {}, namespace {}.",
         existing.name, existing.context, existing.namespace
     );
+    match signals.or(engine.route_new_subnets(existing)).await {
+        Ok(subnets) if subnets.is_empty() => {}
+        Ok(subnets) => eprintln!("Routed as well, for they are new in the cluster: {}.", subnets.join(", ")),
+        Err(error) if error.is_signal() => return Err(error),
+        // What was there before goes on to work.
+        Err(error) => error.print(false),
+    }
     if command.is_empty() {
         return Ok(0);
     }

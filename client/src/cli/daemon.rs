@@ -15,6 +15,11 @@ enum Part {
     Init,
     /// Be the daemon
     Run,
+    /// Route subnets into the tunnel, in a container that has joined the daemon's with the right to do so
+    Route {
+        /// CIDR
+        subnets: Vec<String>,
+    },
     /// Join the CLI to the daemon
     Attach {
         /// Keep holding the connection when the daemon process is replaced
@@ -27,16 +32,17 @@ enum Part {
 #[cfg(target_os = "linux")]
 pub(super) fn run(args: &DaemonArgs) -> ExitCode {
     use crate::daemon::attach::Purpose;
-    match args.part {
+    match &args.part {
         Part::Init => crate::daemon::init::run(),
         Part::Run => crate::daemon::run(),
+        Part::Route { subnets } => crate::daemon::init::route(subnets),
         Part::Attach { hold } => {
             // `docker exec` gives the container's rights to root and its bounding set to everybody: only root can drop that.
             if let Err(error) = crate::daemon::init::privileges::drop_all() {
                 eprintln!("cannot give up the rights of `docker exec`: {error}");
                 return ExitCode::FAILURE;
             }
-            let purpose = if hold { Purpose::Hold } else { Purpose::Talk };
+            let purpose = if *hold { Purpose::Hold } else { Purpose::Talk };
             super::on_runtime(crate::daemon::attach::run(purpose))
         }
     }

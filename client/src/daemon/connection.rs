@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
 use prost::Message as _;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -43,7 +44,7 @@ pub(crate) struct Connection {
     resolver: Rc<Resolver>,
     flows: Rc<Flows>,
     nat: Rc<RefCell<Nat>>,
-    layout: Layout,
+    layout: RefCell<Layout>,
     connected_at: i64,
     quit: Notify,
     tunnel_state: Cell<TunnelState>,
@@ -165,7 +166,7 @@ impl Connection {
             resolver,
             flows,
             nat,
-            layout,
+            layout: RefCell::new(layout),
             connected_at: unix_seconds(),
             quit: Notify::new(),
             tunnel_state: Cell::new(TunnelState::Reconnecting),
@@ -200,7 +201,7 @@ impl Connection {
             connect: self.request.clone(),
             session: seen.welcome.session.clone(),
             cluster: seen.cluster.clone(),
-            layout: self.layout.clone(),
+            layout: self.layout.borrow().clone(),
             connected_at: self.connected_at,
             held,
         }
@@ -321,7 +322,7 @@ impl Connection {
         let mut seen = self.seen.borrow_mut();
         match kind {
             Some(from_manager::Kind::ClusterInfo(cluster)) => {
-                inform(&self.resolver, &self.layout, &self.request, &cluster);
+                inform(&self.resolver, &self.layout.borrow(), &self.request, &cluster);
                 seen.cluster = cluster;
             }
             Some(from_manager::Kind::Agents(agents)) => seen.agents = agents,
@@ -398,10 +399,40 @@ impl Connection {
         error.clone_into(&mut self.seen.borrow_mut().tunnel_error);
     }
 
+    /// The subnets of the cluster that came up since the network was set up, and can be routed as they are: what overlaps
+    /// with anything else needs a new connection, which maps it.
+    pub(crate) async fn new_subnets(&self) -> Vec<String> {
+        let mut taken = crate::routes::of_this_namespace();
+        taken.extend(self.route.addresses().await.into_iter().map(IpNet::from));
+        taken.extend(self.request.machine_subnets.iter().filter_map(|subnet| subnet.parse::<IpNet>().ok()));
+        let new = self.layout.borrow().new_subnets(&self.settings(), &self.seen.borrow().cluster, &taken);
+        new.iter().map(ToString::to_string).collect()
+    }
+
+    /// Takes up routes that were added, as `present` shows.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub(crate) fn on_routed(&self, subnets: &[String], present: &[IpNet]) -> Result<(), Failure> {
+        let is_there = |subnet: &String| subnet.parse().is_ok_and(|net| present.contains(&net));
+        if let Some(missing) = subnets.iter().find(|subnet| !is_there(subnet)) {
+            return Err(Failure {
+                message: format!("no route to {missing} was added to the container's network"),
+                hint: format!("connect again to have it routed: `tp quit --use {}` first", self.request.name),
+                causes: Vec::new(),
+            });
+        }
+        tracing::info!(?subnets, "new subnets of the cluster are routed");
+        let mut layout = self.layout.borrow_mut();
+        layout.network.routes.extend_from_slice(subnets);
+        self.nat.borrow_mut().set_rules(layout.rules());
+        Ok(())
+    }
+
     /// The state of the connection. The daemon adds what it knows itself.
     pub(crate) fn status(&self) -> Status {
         let settings = self.settings();
-        let seen = self.seen.borrow();
+        let (seen, layout) = (self.seen.borrow(), self.layout.borrow());
         let (tcp_flows, udp_flows) = self.flows.open_flows();
         let agents = seen.agents.agents.iter().map(|a| Agent {
             namespace: a.namespace.clone(),
@@ -422,13 +453,13 @@ impl Connection {
             cluster_domain: seen.cluster.cluster_domain.clone(),
             service_subnets: seen.cluster.service_subnets.clone(),
             pod_subnets: seen.cluster.pod_subnets.clone(),
-            routed_subnets: self.layout.network.routes.clone(),
+            routed_subnets: layout.network.routes.clone(),
             excluded_subnets: settings.never_proxy.iter().flatten().map(ToString::to_string).collect(),
-            virtual_subnets: self.layout.virtual_subnets.clone(),
+            virtual_subnets: layout.virtual_subnets.clone(),
             virtual_addresses: self.nat.borrow().borrowed() as u64,
             dns_mappings: settings.dns_mappings.iter().flatten().map(ToString::to_string).collect(),
-            dns_address: self.layout.network.nameserver.clone(),
-            dns_search: self.layout.network.search.clone(),
+            dns_address: layout.network.nameserver.clone(),
+            dns_search: layout.network.search.clone(),
             agents: agents.collect(),
             lanes: u32::from(self.tunnel_state.get() == TunnelState::Connected) + self.tunnel.bulk().open(),
             tcp_flows,

@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_local;
 use tp_protocol::frame;
 
-use crate::attach::{Empty, Failure, MAX_ATTACH_BYTES, Progress, Reply, Request, reply, request};
+use crate::attach::{Empty, Failure, MAX_ATTACH_BYTES, Progress, Reply, Request, Subnets, reply, request};
 use crate::daemon::Daemon;
 use crate::daemon::lifetime::End;
 
@@ -84,6 +84,10 @@ async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> io::Result<()> {
                 daemon.save().await;
                 Ok(done())
             }
+            Some(request::Kind::NewSubnets(_)) => {
+                Ok(reply::Kind::Subnets(Subnets { subnets: daemon.new_subnets().await }))
+            }
+            Some(request::Kind::Routed(Subnets { subnets })) => daemon.on_routed(&subnets).await.map(|()| done()),
             Some(request::Kind::Quit(_)) => {
                 daemon.quit().await;
                 let told = replies.send(done()).await;

@@ -66,6 +66,17 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
+/// Routes `subnets` into the TUN of the network namespace that this process was started in.
+pub(crate) fn route(subnets: &[String]) -> ExitCode {
+    match network::add_routes(subnets) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// The init has no logger: one line on stderr, which the engine keeps.
 fn say(text: &str) {
     // Nobody is left to tell when stderr is gone.

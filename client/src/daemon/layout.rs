@@ -82,6 +82,18 @@ impl Layout {
         Ok(Self { network, virtual_subnets: mapped.into_iter().map(to_message).collect() })
     }
 
+    /// The subnets of `cluster` to which no route leads yet, without those that overlap with what is `taken` by others, is
+    /// excluded or is seen as something else.
+    pub(crate) fn new_subnets(&self, settings: &Layer, cluster: &ClusterInfo, taken: &[IpNet]) -> Vec<IpNet> {
+        let routes = parsed(&self.network.routes);
+        let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+        let others = taken.iter().filter(|net| !routes.contains(net)).copied();
+        let others: Vec<_> = others.chain(parsed(&self.network.exclude)).chain(address::ranges()).collect();
+        let new = wanted(settings, cluster).into_iter().map(|(_, net)| net);
+        let new = new.filter(|net| !routes.iter().any(|route| route.contains(net)));
+        new.filter(|net| !others.iter().any(|other| overlap(net, other))).collect()
+    }
+
     /// What is translated.
     pub(crate) fn rules(&self) -> Rules {
         let mapped = self.maps();
@@ -191,6 +203,31 @@ mod tests {
         assert_eq!(rules.excluded, parsed(&["10.0.0.1/32".into(), "10.244.1.7/32".into()]));
         assert_eq!(rules.mapped, layout.maps());
         assert_eq!(layout.zones(&settings, &cluster()).subnets, rules.routed);
+    }
+
+    #[test]
+    fn new_subnets_are_those_that_nothing_else_has() {
+        let settings = settings(r#"{"never-proxy":["10.245.1.7/32"],"vnat":["10.96.3.0/24"]}"#);
+        let layout = Layout::plan(&request(), &settings, &cluster(), Before::default()).unwrap();
+        let cluster = |pods: &[&str]| ClusterInfo {
+            service_subnets: vec!["10.96.0.0/16".into(), "10.96.3.0/25".into()],
+            pod_subnets: pods.iter().map(|&subnet| subnet.to_owned()).collect(),
+            ..cluster()
+        };
+        let new = |pods: &[&str], taken: &[&str]| {
+            let taken: Vec<IpNet> = taken.iter().map(|net| net.parse().unwrap()).collect();
+            let new = layout.new_subnets(&settings, &cluster(pods), &taken);
+            new.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let routed = ["10.96.0.0/16", "10.244.0.0/24"];
+        assert!(new(&["10.244.0.0/24", "10.244.1.0/25"], &routed).is_empty());
+        assert_eq!(new(&["10.244.0.0/24", "10.244.2.0/24"], &routed), ["10.244.2.0/24"]);
+        assert_eq!(new(&["10.244.0.0/16"], &routed), ["10.244.0.0/16"], "wider than what is routed already");
+        assert!(
+            new(&["10.245.1.0/24", "198.18.3.0/24"], &routed).is_empty(),
+            "holds an excluded address; is the TUN's"
+        );
+        assert!(new(&["10.9.0.0/16"], &["10.9.1.0/24"]).is_empty(), "a network of this machine");
     }
 
     #[test]

@@ -22,8 +22,6 @@ use crate::error::{CliError, Result};
 const PIDS_LIMIT: i64 = 256;
 /// Lines of a dead daemon that an error message repeats.
 const TAIL_LINES: usize = 12;
-/// How long they are waited for.
-const TAIL_LIMIT: Duration = Duration::from_millis(500);
 
 /// A port to publish on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,11 +83,11 @@ pub(crate) struct Started {
 }
 
 /// What a container prints, from its start.
-pub(crate) struct Output(Pin<Box<dyn Stream<Item = Result<LogOutput, ApiError>> + Send>>);
+pub(crate) struct Output(pub(super) Pin<Box<dyn Stream<Item = Result<LogOutput, ApiError>> + Send>>);
 
 impl Output {
-    /// The last lines that a container printed which has ended.
-    pub(crate) async fn tail(mut self) -> String {
+    /// Waits for the container's end, for `limit` at most, and returns the last lines that it printed.
+    pub(crate) async fn tail(mut self, limit: Duration) -> String {
         let mut text = String::new();
         let read = async {
             while let Some(Ok(part)) = self.0.next().await {
@@ -97,7 +95,7 @@ impl Output {
             }
         };
         // The end of the container ends it.
-        let _ = tokio::time::timeout(TAIL_LIMIT, read).await;
+        let _ = tokio::time::timeout(limit, read).await;
         let lines: Vec<_> = text.trim_end().lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }

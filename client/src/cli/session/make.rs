@@ -27,6 +27,8 @@ const OVERTIME: Duration = Duration::from_secs(2);
 const ATTACH_ATTEMPTS: u32 = 10;
 /// Wait between these attempts.
 const ATTACH_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the last words of a container that has ended are waited for.
+const OUTPUT_LIMIT: Duration = Duration::from_millis(500);
 /// How long a daemon may take to say good-bye to its manager.
 const QUIT_LIMIT: Duration = Duration::from_secs(3);
 /// Names tried for a connection whose name does not matter.
@@ -225,7 +227,7 @@ async fn with_output(engine: &Engine, id: &str, output: Output, error: CliError)
     if !matches!(engine.is_running(id).await, Ok(false)) {
         return error;
     }
-    let said = output.tail().await;
+    let said = output.tail(OUTPUT_LIMIT).await;
     let error = if said.is_empty() { error } else { error.detail(said) };
     match engine.ended(id).await {
         Ok(Some(ended)) => error.hint(format!("the daemon container ended: {}", ended.reason())),

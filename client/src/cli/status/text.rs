@@ -136,7 +136,8 @@ fn advice(c: &ConnectionReport) -> Vec<String> {
     if c.state == State::Connected && !unrouted.is_empty() {
         let subnets = unrouted.join(", ");
         advice.push(format!(
-            "new subnets are not routed ({subnets}): `tp quit --use {0}` and `tp connect --name {0}`",
+            "new subnets are not routed ({subnets}): `tp connect --name {0}` adds those that overlap with nothing, a new \
+             connection the others (`tp quit --use {0}` first)",
             c.name
         ));
     }

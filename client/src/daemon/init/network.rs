@@ -52,7 +52,7 @@ pub(super) fn set_up(config: &NetworkConfig) -> io::Result<()> {
     let routes = config.routes.iter().map(|route| parse(route)).collect::<io::Result<Vec<_>>>()?;
     for &route in &routes {
         match netlink.add_route(route, tun, None) {
-            Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
+            Err(error) if already_there(&error) => {
                 return Err(io::Error::other(format!(
                     "subnet {route} of the cluster is also the subnet of a Docker network of the daemon container: \
                      give that network another subnet, or leave `--vnat none` out"
@@ -72,6 +72,27 @@ pub(super) fn set_up(config: &NetworkConfig) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Routes more subnets into the TUN. The init has no right to do so any more: a process of another container does, which has
+/// joined this one's network.
+///
+/// # Errors
+/// What the kernel refused, by name.
+pub(super) fn add_routes(subnets: &[String]) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let tun = name_to_index(&socket(SocketFamily::INET, SocketType::DGRAM, None)?, TUN_NAME)?;
+    for subnet in subnets {
+        match netlink.add_route(parse(subnet)?, tun, None) {
+            Err(error) if already_there(&error) => {}
+            other => other.map_err(named(&format!("route to {subnet}")))?,
+        }
+    }
+    Ok(())
+}
+
+fn already_there(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EXIST.raw_os_error())
 }
 
 fn parse(net: &str) -> io::Result<IpNet> {

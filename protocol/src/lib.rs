@@ -12,6 +12,7 @@ pub mod echo;
 pub mod error_class;
 pub mod frame;
 pub mod hello;
+pub mod lane;
 pub mod limits;
 pub mod open;
 pub mod resume;

@@ -10,6 +10,7 @@ use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode, Uri};
 use tp_protocol::echo;
 use tp_protocol::hello::{ClientHello, ServerHello, Welcome, server_hello};
+use tp_protocol::lane::{Direction, stream_window_bytes};
 use tp_protocol::limits;
 use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 
@@ -80,7 +81,7 @@ impl Admitted {
     pub async fn start(self) -> Result<Connected, LaneError> {
         let (stream, handle) = LaneStream::new(self.io, self.welcome.resume_grace_ms > 0);
         let (requests, connection) = Builder::new()
-            .initial_window_size(limits::stream_window_bytes(self.lane))
+            .initial_window_size(stream_window_bytes(self.lane, Direction::Down))
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
             .max_frame_size(limits::MAX_FRAME_BYTES)
             .max_send_buffer_size(limits::SEND_BUFFER_BYTES)

@@ -13,6 +13,7 @@ use http::{Method, Request, Response, StatusCode};
 use tp_protocol::echo;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, ServerHello, Welcome};
+use tp_protocol::lane::{Direction, stream_window_bytes};
 use tp_protocol::limits;
 use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 
@@ -124,7 +125,7 @@ impl Pending {
         handshake::send(&mut self.io, &ServerHello::from(welcome)).await?;
         let (stream, handle) = LaneStream::new(self.io, is_resumable);
         let handshake = Builder::new()
-            .initial_window_size(limits::stream_window_bytes(self.hello.lane))
+            .initial_window_size(stream_window_bytes(self.hello.lane, Direction::Up))
             .initial_connection_window_size(limits::LANE_WINDOW_BYTES)
             .max_frame_size(limits::MAX_FRAME_BYTES)
             .max_send_buffer_size(limits::SEND_BUFFER_BYTES)

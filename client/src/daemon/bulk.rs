@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tp_protocol::hello::{CONTINUE, ClientHello, SessionKey, Welcome};
+use tp_protocol::lane::Direction;
 use tp_protocol::limits;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Connected, Driver, Lane};
@@ -66,15 +67,15 @@ impl BulkLanes {
     }
 
     /// Whether another flow could go on on one of them.
-    pub(crate) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self, direction: Direction) -> bool {
         let session = self.session.borrow();
-        session.as_ref().is_some_and(|it| it.slots.iter().any(|slot| slot.flows.get() < limits::BULK_FLOWS))
+        session.as_ref().is_some_and(|it| it.slots_of(direction).any(|(_, slot)| slot.flows.get() < limits::BULK_FLOWS))
     }
 
     /// Has a flow of lane 0 go on on the lane that carries the fewest. `None`: it stays where it is.
-    pub(crate) async fn carry_on(&self, flow: u64, continuation: Continuation) -> Option<Seat> {
+    pub(crate) async fn carry_on(&self, flow: u64, direction: Direction, continuation: Continuation) -> Option<Seat> {
         let session = self.session.borrow().clone()?;
-        let (number, slot) = (1..).zip(&session.slots).min_by_key(|(_, slot)| slot.flows.get())?;
+        let (number, slot) = session.slots_of(direction).min_by_key(|(_, slot)| slot.flows.get())?;
         slot.flows.set(slot.flows.get() + 1);
         let seat = Seat(Rc::clone(slot));
         let lane = session.lane(number, slot).await?;
@@ -104,6 +105,11 @@ impl Session {
             slots: Default::default(),
             keepers: RefCell::default(),
         }
+    }
+
+    /// The lanes of one direction, with their numbers.
+    fn slots_of(&self, direction: Direction) -> impl Iterator<Item = (u32, &Rc<Slot>)> {
+        (1..).zip(&self.slots).filter(move |(number, _)| Direction::of_lane(*number) == Some(direction))
     }
 
     fn key(&self) -> Option<&SessionKey> {

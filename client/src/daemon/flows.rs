@@ -20,6 +20,7 @@ use tp_netstack::{
 };
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::error_class::ErrorClass;
+use tp_protocol::lane::Direction;
 use tp_protocol::limits;
 use tp_protocol::open::{Open, OpenRefused, Transport};
 use tp_tunnel::flow::{Flow, FlowReceiver, FlowSender};
@@ -67,6 +68,11 @@ pub(crate) struct Flows {
     echoes: Cell<usize>,
 }
 
+/// The time on tokio's clock, by which everything waits.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Payload bytes moved since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
@@ -81,7 +87,7 @@ pub(crate) struct Traffic {
 impl Traffic {
     fn count(&self, counter: &Cell<u64>, len: usize) {
         counter.set(counter.get() + len as u64);
-        self.last.set(Some(Instant::now()));
+        self.last.set(Some(now()));
     }
 }
 
@@ -95,7 +101,7 @@ impl Flows {
         seed: u64,
     ) -> Rc<Self> {
         let config = NetstackConfig { seed, ..NetstackConfig::default() };
-        let mut stack = Netstack::new(config, Instant::now());
+        let mut stack = Netstack::new(config, now());
         stack.serve_datagrams(resolver.address());
         Rc::new(Self {
             stack: RefCell::new(stack),
@@ -142,8 +148,8 @@ impl Flows {
                 readable = tun.readable() => drop(readable?),
                 writable = tun.writable(), if blocked => drop(writable?),
                 () = poll_fn(|cx| self.stack.borrow_mut().poll_ready(cx)), if !blocked => {}
-                () = sleep_until(timeout.unwrap_or_else(Instant::now).into()), if timeout.is_some() => {
-                    self.stack.borrow_mut().handle_timeout(Instant::now());
+                () = sleep_until(timeout.unwrap_or_else(now).into()), if timeout.is_some() => {
+                    self.stack.borrow_mut().handle_timeout(now());
                 }
             }
         }
@@ -152,7 +158,7 @@ impl Flows {
     fn read_packets(&self, id: TunId, tun: &AsyncFd<Tun>, packet: &mut [u8]) -> io::Result<()> {
         for _ in 0..BATCH_PACKETS {
             match tun.try_io(Interest::READABLE, |tun| tun.read(packet)) {
-                Ok(len) => self.stack.borrow_mut().handle_packet(id, &packet[..len], Instant::now()),
+                Ok(len) => self.stack.borrow_mut().handle_packet(id, &packet[..len], now()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
@@ -164,7 +170,7 @@ impl Flows {
     fn write_packets(&self, tun: &AsyncFd<Tun>) -> io::Result<bool> {
         let mut stack = self.stack.borrow_mut();
         for _ in 0..BATCH_PACKETS {
-            let Some(packet) = stack.poll_transmit(Instant::now()) else {
+            let Some(packet) = stack.poll_transmit(now()) else {
                 break;
             };
             match tun.try_io(Interest::WRITABLE, |tun| tun.write(packet.bytes)) {
@@ -429,12 +435,12 @@ impl Flows {
 
     fn count_up(&self, len: usize, moving: &Rc<Moving>) {
         self.traffic.count(&self.traffic.up_bytes, len);
-        moving.count(len);
+        moving.count(Direction::Up, len);
     }
 
     fn count_down(&self, len: usize, moving: &Rc<Moving>) {
         self.traffic.count(&self.traffic.down_bytes, len);
-        moving.count(len);
+        moving.count(Direction::Down, len);
     }
 
     fn open(&self, transport: Transport, src: SocketAddr, dst: SocketAddr) -> Open {
@@ -479,7 +485,7 @@ fn is_lost_packet(error: &io::Error) -> bool {
 
 /// Puts the device under tokio's eye.
 #[expect(unsafe_code, reason = "tokio cannot see that the type keeps its descriptor")]
-fn register(tun: Tun) -> io::Result<AsyncFd<Tun>> {
+pub(super) fn register(tun: Tun) -> io::Result<AsyncFd<Tun>> {
     // SAFETY: a `Tun` owns its descriptor for as long as it lives, and never replaces it.
     Ok(unsafe { AsyncFd::register(tun) }?)
 }

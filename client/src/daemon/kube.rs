@@ -17,12 +17,13 @@ use tokio::time::timeout;
 use tower::ServiceBuilder;
 use tower::util::MapResponse;
 use tp_protocol::hello::{ClientHello, RefusalCode};
+use tp_protocol::lane::Direction;
 use tp_tunnel::client::{Admitted, say_hello};
 use tp_tunnel::error::LaneError;
 
 use crate::attach::{Failure, KubeAccess};
 use crate::daemon::hosts::HostLookup;
-use crate::daemon::portforward;
+use crate::daemon::portforward::{self, Offer};
 use crate::daemon::readahead::ReadAhead;
 
 /// Pod of the manager: it is a StatefulSet of one, so that this is the only name a user needs a right for.
@@ -60,6 +61,13 @@ impl ManagerRoute {
         Ok(Self { client, hosts, access, manager_namespace: manager_namespace.to_owned() })
     }
 
+    /// Reaches the API server by `client`.
+    #[cfg(test)]
+    pub(crate) fn with_client(client: Client) -> Self {
+        let hosts = HostLookup::new(Vec::new());
+        Self { client, hosts, access: KubeAccess::default(), manager_namespace: "tp-system".to_owned() }
+    }
+
     /// Addresses that lanes are dialled at: the API server's, or its proxy's. Empty when they cannot be found.
     pub(crate) async fn addresses(&self) -> Vec<IpAddr> {
         let dialled = non_empty(&self.access.proxy_url).unwrap_or_else(|| self.access.server.clone());
@@ -85,7 +93,11 @@ impl ManagerRoute {
     }
 
     async fn try_open_lane(&self, hello: &ClientHello) -> Result<Admitted, Failure> {
-        let io = portforward::open(&self.client, &self.manager_namespace, MANAGER_POD, MANAGER_CLIENT_PORT);
+        let offer = match Direction::of_lane(hello.lane) {
+            Some(Direction::Up) => Offer::Spdy,
+            Some(Direction::Down) | None => Offer::Channels,
+        };
+        let io = portforward::open(&self.client, offer, &self.manager_namespace, MANAGER_POD, MANAGER_CLIENT_PORT);
         let io = io.await.map_err(|error| self.explain_api(&error))?;
         say_hello(io, hello).await.map_err(|error| self.explain_lane(&error))
     }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tp_protocol::error_class::ErrorClass;
+use tp_protocol::lane::Direction;
 use tp_protocol::limits::CONTINUE_AFTER_BYTES;
 use tp_protocol::open::{Open, OpenRefused};
 use tp_tunnel::client::Lane;
@@ -37,7 +38,8 @@ struct Shared {
 /// A flow as it is seen by who moves its bytes: it goes on on a lane for bulk once they are many.
 pub(crate) struct Moving {
     tunnel: Tunnel,
-    moved_bytes: Cell<u64>,
+    up_bytes: Cell<u64>,
+    down_bytes: Cell<u64>,
     /// Its number, and what it takes to go on; until it does.
     waits: RefCell<Option<(u64, Continuation)>>,
     seat: RefCell<Option<Seat>>,
@@ -45,15 +47,21 @@ pub(crate) struct Moving {
 
 impl Moving {
     /// Counts bytes that were moved.
-    pub(crate) fn count(self: &Rc<Self>, len: usize) {
-        self.moved_bytes.set(self.moved_bytes.get() + len as u64);
-        if self.moved_bytes.get() > CONTINUE_AFTER_BYTES
-            && self.tunnel.0.bulk.has_room()
+    pub(crate) fn count(self: &Rc<Self>, direction: Direction, len: usize) {
+        let counter = match direction {
+            Direction::Up => &self.up_bytes,
+            Direction::Down => &self.down_bytes,
+        };
+        counter.set(counter.get() + len as u64);
+        let (up, down) = (self.up_bytes.get(), self.down_bytes.get());
+        let direction = if up > down { Direction::Up } else { Direction::Down };
+        if up + down > CONTINUE_AFTER_BYTES
+            && self.tunnel.0.bulk.has_room(direction)
             && let Some((flow, continuation)) = self.waits.take()
         {
             let moving = Rc::clone(self);
             spawn_local(async move {
-                let seat = moving.tunnel.0.bulk.carry_on(flow, continuation).await;
+                let seat = moving.tunnel.0.bulk.carry_on(flow, direction, continuation).await;
                 moving.seat.replace(seat);
             });
         }
@@ -85,7 +93,13 @@ impl Tunnel {
         let open = Open { flow: Some(number), ..open };
         let mut flow = self.with_lane(LANE_WAIT, async |lane| lane.open(&open).await).await?;
         let waits = RefCell::new(Some((number, flow.continuation())));
-        let moving = Moving { tunnel: self.clone(), moved_bytes: Cell::new(0), waits, seat: RefCell::default() };
+        let moving = Moving {
+            tunnel: self.clone(),
+            up_bytes: Cell::default(),
+            down_bytes: Cell::default(),
+            waits,
+            seat: RefCell::default(),
+        };
         Ok((flow, Rc::new(moving)))
     }
 

@@ -23,8 +23,23 @@ use super::{Framing, PortForward};
 const SPDY: &str = "SPDY/3.1+portforward.k8s.io";
 const CHANNELS: &str = "v4.channel.k8s.io";
 
-/// What is offered. An API server that does not know the first passes the request on to the kubelet, which takes the other.
-const OFFERED: HeaderValue = HeaderValue::from_static("SPDY/3.1+portforward.k8s.io, v4.channel.k8s.io");
+/// Which sub-protocols the server may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// Channels: answers come sooner, and more of them.
+    Channels,
+    /// SPDY, for uploads; an API server that does not know it passes the request on to the kubelet, which takes channels.
+    Spdy,
+}
+
+impl Offer {
+    fn header(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Channels => CHANNELS,
+            Self::Spdy => "SPDY/3.1+portforward.k8s.io, v4.channel.k8s.io",
+        })
+    }
+}
 
 /// Opens `port` of a pod.
 ///
@@ -32,6 +47,7 @@ const OFFERED: HeaderValue = HeaderValue::from_static("SPDY/3.1+portforward.k8s.
 /// What the API server says, and what kept us from asking it.
 pub(crate) async fn open(
     client: &Client,
+    offer: Offer,
     namespace: &str,
     pod: &str,
     port: u16,
@@ -43,7 +59,7 @@ pub(crate) async fn open(
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
         .header(SEC_WEBSOCKET_KEY, &key)
-        .header(SEC_WEBSOCKET_PROTOCOL, OFFERED)
+        .header(SEC_WEBSOCKET_PROTOCOL, offer.header())
         .body(Body::empty())
         .map_err(Error::HttpError)?;
     let response = client.send(request).await?;

@@ -85,6 +85,9 @@ struct Lane {
     outbox: Option<(Segment, usize)>,
     /// The carrier has taken something since it was flushed.
     unflushed: bool,
+    /// Why the carrier takes nothing any more. What has come on it is read before it is lost: where each carrier is cut in what
+    /// both ends send again, neither would ever get further.
+    refuses: Option<String>,
     heard_at: Instant,
     spoke_at: Instant,
     reader: Option<Waker>,
@@ -105,6 +108,7 @@ impl LaneStream {
             ready_bytes: 0,
             outbox: None,
             unflushed: false,
+            refuses: None,
             heard_at: now,
             spoke_at: now,
             reader: None,
@@ -192,6 +196,7 @@ impl Lane {
             self.inbox = BytesMut::new();
             self.outbox = None;
             self.unflushed = false;
+            self.refuses = None;
             set_state(state, |state| *state == CarrierState::Attached, CarrierState::Lost(why.to_owned()));
             if !self.is_resumable {
                 self.fail(state, why);
@@ -213,12 +218,13 @@ impl Lane {
         }
     }
 
-    /// Loses the carrier when an operation on it failed; `Pending` then, as when there is none.
-    fn survive<T>(&mut self, state: &watch::Sender<CarrierState>, done: Poll<io::Result<T>>) -> Poll<T> {
+    /// Has the carrier read to its end when it takes nothing any more; `Pending` then, as when there is none.
+    fn survive<T>(&mut self, done: Poll<io::Result<T>>) -> Poll<T> {
         match done {
             Poll::Ready(Ok(value)) => Poll::Ready(value),
             Poll::Ready(Err(error)) => {
-                self.lose(state, &error.to_string());
+                self.refuses = Some(error.to_string());
+                self.reader.take().into_iter().for_each(Waker::wake);
                 Poll::Pending
             }
             Poll::Pending => Poll::Pending,
@@ -226,9 +232,9 @@ impl Lane {
     }
 
     /// Puts what is due on the carrier. Ready when nothing is left.
-    fn poll_send(&mut self, state: &watch::Sender<CarrierState>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let Some(carrier) = &mut self.carrier else { return Poll::Pending };
+            let Some(carrier) = self.carrier.as_mut().filter(|_| self.refuses.is_none()) else { return Poll::Pending };
             let (segment, taken) = match &mut self.outbox {
                 Some(segment) => segment,
                 None => match self.resume.poll_transmit() {
@@ -246,7 +252,7 @@ impl Lane {
                 Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 other => other,
             };
-            let len = ready!(self.survive(state, written));
+            let len = ready!(self.survive(written));
             self.unflushed = true;
             self.spoke_at = Instant::now();
             if let Some((segment, taken)) = &mut self.outbox {
@@ -259,11 +265,11 @@ impl Lane {
     }
 
     /// [`Self::poll_send`], and has the carrier pass it on.
-    fn poll_flush(&mut self, state: &watch::Sender<CarrierState>, cx: &mut Context<'_>) -> Poll<()> {
-        let sent = self.poll_send(state, cx);
-        if let (Some(carrier), true) = (&mut self.carrier, self.unflushed) {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let sent = self.poll_send(cx);
+        if let (Some(carrier), true, None) = (&mut self.carrier, self.unflushed, &self.refuses) {
             let flushed = Pin::new(carrier).poll_flush(cx);
-            ready!(self.survive(state, flushed));
+            ready!(self.survive(flushed));
             self.unflushed = false;
         }
         sent
@@ -273,13 +279,17 @@ impl Lane {
     fn poll_receive(&mut self, state: &watch::Sender<CarrierState>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(carrier) = &mut self.carrier else { return Poll::Pending };
         self.inbox.reserve(READ_BYTES);
-        let read = match poll_read_buf(Pin::new(carrier), cx, &mut self.inbox) {
-            Poll::Ready(Ok(0)) => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the other end")))
-            }
-            other => other,
+        let why = match (poll_read_buf(Pin::new(carrier), cx, &mut self.inbox), &self.refuses) {
+            (Poll::Ready(Ok(1..)), _) => None,
+            (_, Some(why)) => Some(why.clone()),
+            (Poll::Ready(Ok(0)), None) => Some("closed by the other end".to_owned()),
+            (Poll::Ready(Err(error)), None) => Some(error.to_string()),
+            (Poll::Pending, None) => return Poll::Pending,
         };
-        ready!(self.survive(state, read));
+        if let Some(why) = why {
+            self.lose(state, &why);
+            return Poll::Pending;
+        }
         self.heard_at = Instant::now();
         while !self.inbox.is_empty() {
             match self.resume.handle_input(&mut self.inbox) {
@@ -338,7 +348,7 @@ impl AsyncRead for LaneStream {
                     continue;
                 }
             }
-            let sent = lane.poll_flush(state, cx);
+            let sent = lane.poll_flush(cx);
             if lane.deliver(buf) {
                 return Poll::Ready(Ok(()));
             }
@@ -370,7 +380,7 @@ impl AsyncWrite for LaneStream {
             lane.check()?;
             // What comes while the carrier cannot take it, or is gone, is the writer's to keep.
             lane.writer = Some(cx.waker().clone());
-            ready!(lane.poll_send(state, cx));
+            ready!(lane.poll_send(cx));
             let mut taken = 0;
             for buf in bufs {
                 let len = lane.resume.send(buf);
@@ -381,11 +391,11 @@ impl AsyncWrite for LaneStream {
             }
             if taken > 0 || bufs.iter().all(|buf| buf.is_empty()) {
                 // Whatever the carrier does not take now it takes before the next write.
-                let _ = lane.poll_send(state, cx);
+                let _ = lane.poll_send(cx);
                 return Poll::Ready(Ok(taken));
             }
             // Acknowledgements come through the reader, which may be waiting for this writer.
-            let _ = lane.poll_flush(state, cx);
+            let _ = lane.poll_flush(cx);
             if lane.ready_bytes >= READ_AHEAD_BYTES {
                 lane.reader.take().into_iter().for_each(Waker::wake);
                 return Poll::Pending;
@@ -400,15 +410,15 @@ impl AsyncWrite for LaneStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let (lane, state) = (&mut *self.shared.lock(), &self.shared.state);
+        let mut lane = self.shared.lock();
         lane.check()?;
         lane.writer = Some(cx.waker().clone());
-        lane.poll_flush(state, cx).map(Ok)
+        lane.poll_flush(cx).map(Ok)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let (lane, state) = (&mut *self.shared.lock(), &self.shared.state);
-        if lane.poll_flush(state, cx).is_pending() && lane.carrier.is_some() {
+        let mut lane = self.shared.lock();
+        if lane.poll_flush(cx).is_pending() && lane.carrier.is_some() {
             return Poll::Pending;
         }
         match &mut lane.carrier {

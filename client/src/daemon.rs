@@ -20,6 +20,8 @@ mod lifetime;
 mod nat;
 mod portforward;
 mod readahead;
+#[cfg(test)]
+mod simulation;
 mod tun;
 mod tunnel;
 
@@ -48,6 +50,7 @@ use self::dns::Resolver;
 use self::flows::Flows;
 use self::hosts::HostLookup;
 use self::init::link::InitLink;
+use self::kube::ManagerRoute;
 use self::layout::{Before, Layout};
 use self::lifetime::{End, Lifetime};
 use self::nat::Nat;
@@ -186,7 +189,8 @@ impl Daemon {
         // The CLI may be gone, which its stream's end tells better than a failed write.
         let _ = replies.progress(&format!("connecting to the traffic manager in {}", request.manager_namespace)).await;
         let parts = self.parts(&request.namespace);
-        let (route, live, cluster) = Connection::establish(&request, self.hosts.clone(), limit).await?;
+        let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace, self.hosts.clone())?;
+        let (live, cluster) = Connection::establish(&request, &route, limit).await?;
         let _ = replies.progress("setting up the container's network").await;
         let api_server = route.addresses().await;
         let before = Before {

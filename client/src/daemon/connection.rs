@@ -139,13 +139,11 @@ impl Connection {
     /// What the user sees.
     pub(crate) async fn establish(
         request: &Connect,
-        hosts: HostLookup,
+        route: &ManagerRoute,
         limit: Duration,
-    ) -> Result<(ManagerRoute, Live, ClusterInfo), Failure> {
-        let route = ManagerRoute::new(request.kube.clone(), &request.manager_namespace, hosts)?;
+    ) -> Result<(Live, ClusterInfo), Failure> {
         let admitted = route.open_lane(&hello(request, None), limit).await?;
-        let (live, cluster) = start(&route, admitted, limit).await?;
-        Ok((route, live, cluster))
+        start(route, admitted, limit).await
     }
 
     /// A connection whose network is set up as `layout` says.

@@ -1,8 +1,9 @@
 //! A port of a pod as a byte stream: port-forward in a WebSocket of the API server.
 //!
-//! There are two sub-protocols, and the server takes one of those that are offered. `SPDY/3.1+portforward.k8s.io`
-//! (Kubernetes 1.31 and later; [`spdy`]) ends its WebSocket at the API server; `v4.channel.k8s.io` ([`channels`]) ends it
-//! at the kubelet, which unmasks byte by byte. There is no use of half-close: the stream ends for both directions at once.
+//! There are two sub-protocols. `v4.channel.k8s.io` ([`channels`]) ends its WebSocket at the kubelet, which unmasks byte by
+//! byte; `SPDY/3.1+portforward.k8s.io` (Kubernetes 1.31 and later; [`spdy`]) ends it at the API server, which does so by
+//! words, and hands every frame through more goroutines. So the one is better for answers, the other for uploads.
+//! There is no use of half-close: the stream ends for both directions at once.
 //!
 //! kube's own `Portforwarder` sends messages of 4 KiB and flushes after each; this adapter sends what it is given in
 //! messages of up to [`MAX_MESSAGE_BYTES`] and flushes when its writer does.
@@ -23,7 +24,7 @@ mod upgrade;
 
 use channels::Channels;
 use spdy::Spdy;
-pub(crate) use upgrade::open;
+pub(crate) use upgrade::{Offer, open};
 
 /// Bytes of payload in one WebSocket message. Messages of 32 to 64 KiB carried 6 to 8 times what 4 KiB ones did.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;

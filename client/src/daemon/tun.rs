@@ -62,6 +62,12 @@ impl Tun {
         Ok(Self { fd, offload })
     }
 
+    /// One end of a pair of sockets that keep packets apart.
+    #[cfg(test)]
+    pub(crate) fn of_a_pair(fd: OwnedFd) -> Self {
+        Self { fd, offload: Offload::Disabled { mtu: TUN_MTU } }
+    }
+
     /// What the device was opened with.
     pub(crate) fn offload(&self) -> Offload {
         self.offload

@@ -1,0 +1,157 @@
+//! The whole product in one process: the kernel of a container, the daemon's stack, flows and lanes, a way to the API server that
+//! is slow, loses and is cut, the API server's WebSockets, and the manager, which dials servers on the loopback.
+//!
+//! The clock is tokio's and stands still while anybody has something to do, so a minute of waiting costs nothing. A seed
+//! names a run.
+
+mod api_server;
+mod kernel;
+mod way;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::task::{JoinSet, LocalSet, spawn_local};
+use tokio::time::timeout;
+
+use self::api_server::ApiServer;
+use self::kernel::Kernel;
+use self::way::{Random, Way};
+use crate::attach::{Connect, VirtualSubnet};
+use crate::daemon::OWN_TUN;
+use crate::daemon::address;
+use crate::daemon::connection::{Connection, Parts};
+use crate::daemon::dns::Resolver;
+use crate::daemon::flows::Flows;
+use crate::daemon::init::link::NetworkConfig;
+use crate::daemon::kube::ManagerRoute;
+use crate::daemon::layout::Layout;
+use crate::daemon::nat::Nat;
+use crate::daemon::tunnel::Tunnel;
+
+/// Seeded runs.
+const SEEDS: u64 = 1000;
+
+/// Connections of one run.
+const MAX_APPS: u64 = 6;
+
+/// Most bytes of one connection: more than it takes to go on on a lane for bulk.
+const MAX_BYTES: u64 = 800 << 10;
+
+/// Longest that a run may take, on the clock that stands still.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Containers see the loopback, on which the servers listen, as this.
+const SEEN_AS: [u8; 3] = [240, 0, 0];
+
+/// One connected container.
+struct Container {
+    kernel: Kernel,
+    connection: Rc<Connection>,
+}
+
+impl Container {
+    async fn connect(api_server: &ApiServer) -> Self {
+        let (kernel, tun) = Kernel::boot();
+        let request = Connect {
+            name: "simulated".into(),
+            namespace: "shop".into(),
+            connect_timeout_ms: 60_000,
+            ..Connect::default()
+        };
+        let route = ManagerRoute::with_client(api_server.client());
+        // A way that is cut while a connection is made is an error of the command, which can be given again.
+        let (live, cluster) = loop {
+            if let Ok(established) = Connection::establish(&request, &route, PATIENCE).await {
+                break established;
+            }
+        };
+        let layout = Layout {
+            network: NetworkConfig::default(),
+            virtual_subnets: vec![VirtualSubnet {
+                subnet: "127.0.0.0/24".into(),
+                seen_as: "240.0.0.0/24".into(),
+                reason: "the servers are here".into(),
+            }],
+        };
+        let (tunnel, nat) = (Tunnel::new(), Rc::new(RefCell::new(Nat::new(0))));
+        let resolver = Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), Rc::clone(&nat), Vec::new());
+        let resolver = Rc::new(resolver);
+        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), Rc::clone(&nat), "shop", 7);
+        let parts = Parts { tunnel, resolver, flows, nat };
+        let connection = Rc::new(Connection::new(request, route, cluster, layout, parts));
+        connection.on_lane(&live);
+        let (packets, lanes) = (Rc::clone(connection.flows()), Rc::clone(&connection));
+        spawn_local(async move { packets.drive(OWN_TUN, tun).await.expect("the device works") });
+        spawn_local(async move { lanes.run(Some(live)).await });
+        Self { kernel, connection }
+    }
+}
+
+/// Serves connections that send back what they get, until its listener is dropped.
+async fn echo_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("the loopback has a port");
+    let address = listener.local_addr().expect("it is bound");
+    spawn_local(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            connections.spawn_local(async move {
+                let (mut from, mut to) = socket.into_split();
+                tokio::io::copy(&mut from, &mut to).await.expect("nobody resets it");
+                to.shutdown().await.expect("nobody resets it");
+            });
+        }
+    });
+    address
+}
+
+/// Sends `payload`, says that this was all, and returns what comes back.
+async fn talk(kernel: &Kernel, server: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let seen_as = SocketAddr::new([SEEN_AS[0], SEEN_AS[1], SEEN_AS[2], 1].into(), server.port());
+    let socket = kernel.connect(seen_as).await.expect("the server listens");
+    let send = async {
+        socket.send_all(payload).await;
+        socket.close();
+    };
+    let (received, ()) = tokio::join!(socket.read_to_end(), send);
+    received
+}
+
+async fn run(seed: u64) {
+    let mut random = Random::new(seed);
+    let way = Way::random(&mut random);
+    let server = echo_server().await;
+    let api_server = ApiServer::start(way, Random::new(seed ^ 0xa5a5));
+    let container = Container::connect(&api_server).await;
+    let apps = 1 + random.below(MAX_APPS);
+    let payloads: Vec<Vec<u8>> = (0..apps).map(|_| random.bytes(MAX_BYTES)).collect();
+    let talks = payloads.iter().map(|payload| talk(&container.kernel, server, payload));
+    for (payload, received) in payloads.iter().zip(futures_util::future::join_all(talks).await) {
+        assert!(received == *payload, "{} of {} bytes came back, or others", received.len(), payload.len());
+    }
+    while container.connection.flows().open_flows().0 > 0 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    container.connection.quit();
+}
+
+#[test]
+fn bytes_survive_a_way_that_is_slow_and_loses_and_is_cut() {
+    let (first, last) = match std::env::var("TP_SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => {
+            tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false).init();
+            (seed, seed)
+        }
+        None => (0, SEEDS - 1),
+    };
+    for seed in first..=last {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        let ended =
+            LocalSet::new().block_on(&runtime.expect("a runtime"), async { timeout(PATIENCE, run(seed)).await });
+        assert!(ended.is_ok(), "seed {seed}: not done after {PATIENCE:?}");
+    }
+}

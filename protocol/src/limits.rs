@@ -63,9 +63,9 @@ pub const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// Largest payload of one segment of a lane ([`crate::resume`]): an HTTP/2 frame with its header, and some room.
 pub const MAX_SEGMENT_BYTES: usize = (64 << 10) - 32;
 
-/// What one lane keeps until the peer acknowledges it, and so what can be under way: 0.8 Gbit/s at 80 ms of round-trip
-/// time. Less than this is kept where less is under way.
-pub const REPLAY_BYTES: usize = 8 << 20;
+/// What one lane keeps until the peer acknowledges it, and so what can be under way: 0.4 Gbit/s at 80 ms of round-trip
+/// time. Less than this is kept where less is under way; on a short way it is what waits in the buffers of the kernels.
+pub const REPLAY_BYTES: usize = 4 << 20;
 
 /// Received bytes that are acknowledged even when there is nothing to say.
 pub const ACK_AFTER_BYTES: u64 = 256 << 10;

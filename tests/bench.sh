@@ -9,4 +9,6 @@ trap '"$testbed" down' EXIT
 "$testbed" up >/dev/null
 eval "$("$testbed" env)"
 cd "$TP_ROOT_DIR"
-cargo run --quiet --release --locked -p tp-tests --bin tp-bench -- "$@"
+cargo build --quiet --release --locked -p tp-netstack --example throughput
+cargo run --quiet --release --locked -p tp-tests --bin tp-bench -- \
+  --netstack "$CARGO_TARGET_DIR/release/examples/throughput" "$@"

@@ -61,7 +61,8 @@ impl Mode {
         }
     }
 
-    fn port(self) -> u16 {
+    /// The target's port for it.
+    pub(crate) fn port(self) -> u16 {
         match self {
             Self::Upload => SINK,
             Self::Download => SOURCE,
@@ -175,7 +176,7 @@ const BEGUN: &str = "counting";
 const UPLOAD: &str = "upload";
 const DOWNLOAD: &str = "download";
 
-/// Requests by `tp-sample`.
-fn sample(address: &str, seconds: &str, mode: &str, connections: &str) -> Spec {
+/// A load by `tp-sample`, for as many seconds.
+pub(crate) fn sample(address: &str, seconds: &str, mode: &str, connections: &str) -> Spec {
     Spec::sample(["bench", "--mode", mode, "--connections", connections, "--seconds", seconds, "--target", address])
 }

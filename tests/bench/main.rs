@@ -3,12 +3,18 @@
 //!
 //! Every load is between a container and a pod that were made for it. `docs/benchmarks.md` says what the figures mean.
 
+mod cpu;
 mod far;
+mod kubelet;
 mod load;
 mod memory;
+mod netstack;
+mod promise;
 mod report;
 mod route;
+mod several;
 mod size;
+mod table;
 mod target;
 mod timing;
 mod websocket;
@@ -21,6 +27,7 @@ use clap::Parser;
 use tp_tests::test::Test;
 
 use load::Mode;
+use promise::promises;
 use report::{Report, median};
 use route::Route;
 use target::Target;
@@ -40,6 +47,9 @@ struct Args {
     /// Write the figures to this file as JSON
     #[arg(long, default_value = ".tmp/bench.json")]
     output: PathBuf,
+    /// The example `throughput` of the network stack, which is measured alone when this is given
+    #[arg(long)]
+    netstack: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -53,14 +63,21 @@ fn main() -> ExitCode {
         eprintln!("tp-bench: {e}");
         return ExitCode::FAILURE;
     }
-    if report.is_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if promises(&report).iter().all(|promise| promise.is_kept) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn measure(args: &Args) -> Report {
     let test = Test::alone();
-    let target = Target::create();
     let mut report = Report::new();
 
+    if let Some(program) = &args.netstack {
+        say("the network stack alone");
+        report.alone = netstack::measure(program, args.seconds).unwrap_or_else(|why| {
+            say(&format!("not measured: {why}"));
+            Vec::new()
+        });
+    }
+    let target = Target::create();
     say("connecting, again and again");
     report.connect_seconds = timing::connects(&test.scope(), args.repetitions);
     say("running containers, again and again");
@@ -88,10 +105,16 @@ fn measure(args: &Args) -> Report {
     drop(routes);
     report.websocket_open_seconds = median((0..args.repetitions).map(|_| websocket::open_seconds(&target)).collect());
     report.daemon_busy_bytes = memory::of_daemon(&connection);
+    say("several flows at once");
+    report.several = several::measure(&connection, &target, args.rounds, args.seconds);
+    say("processor time for each Gbit");
+    report.costs = cpu::per_gbit(&connection, &target, args.rounds, args.seconds);
     say("waiting for the kubelet to measure the manager");
     report.manager_bytes = memory::of_manager();
     report.sizes = size::all(&connection);
     connection.tp(["quit"]).run().ok();
+    say("a thousand flows");
+    report.many_flows = memory::with_many_flows(&test, &target, args.seconds);
     say("bulk over long ways");
     report.far = far::bulk(&test, &target, args.rounds, args.seconds);
     say("small requests beside bulk");

@@ -1,5 +1,6 @@
 //! One bare port-forward WebSocket, with nothing on top: the ceiling of every way through the API server.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -44,6 +45,15 @@ pub(crate) fn run(target: &Target, mode: Mode, seconds: u32, through: Option<&st
         Mode::Requests8 | Mode::Requests64 | Mode::Connects8 => return None,
     };
     Some(Figure { per_second, p50_us: None, p99_us: None })
+}
+
+/// Runs one load on several of them at once; returns what they come to together, in bytes per second.
+pub(crate) fn several(target: &Target, mode: Mode, seconds: u32, flows: u16) -> f64 {
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..flows).map(|_| scope.spawn(|| run(target, mode, seconds, None))).collect();
+        let figures = runs.into_iter().filter_map(|run| run.join().expect("a thread's panic ends the program"));
+        figures.map(|figure| figure.per_second).sum()
+    })
 }
 
 /// How long it takes to open one, on a client that has talked to the API server before.

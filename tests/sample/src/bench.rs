@@ -4,11 +4,13 @@ mod bulk;
 mod requests;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 /// Time for a connection to be made and for the last answer to come after the load has ended.
@@ -29,7 +31,7 @@ pub(crate) struct BenchArgs {
     /// Length of the run
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// What to ask for in the modes `requests` and `connects`
+    /// What to ask for in the modes `requests`, `connects` and `idle`
     #[arg(long, default_value = "/bytes?n=1024")]
     path: String,
 }
@@ -44,6 +46,8 @@ enum Mode {
     Requests,
     /// A new connection for every HTTP request
     Connects,
+    /// One HTTP request on each connection, which then stays open; says so when all have had theirs
+    Idle,
 }
 
 /// What one connection's worth of load came to.
@@ -58,25 +62,29 @@ struct Figures {
 pub(crate) async fn run(args: BenchArgs) -> io::Result<()> {
     let start = Instant::now();
     let end = start + Duration::from_secs(args.seconds);
+    let all_open = Arc::new(Barrier::new(args.connections.into()));
     let mut connections = JoinSet::new();
     for _ in 0..args.connections {
-        let args = args.clone();
+        let (args, all_open) = (args.clone(), Arc::clone(&all_open));
         connections.spawn(tokio::time::timeout_at((end + GRACE).into(), async move {
             match args.mode {
                 Mode::Upload => bulk::upload(&args.target, end).await,
                 Mode::Download => bulk::download(&args.target, end).await,
                 Mode::Requests => requests::kept_alive(&args.target, &args.path, end).await,
                 Mode::Connects => requests::one_per_connection(&args.target, &args.path, end).await,
+                Mode::Idle => requests::idle(&args.target, &args.path, end, &all_open).await,
             }
         }));
     }
     let mut total = Figures::default();
+    let mut shares = Vec::new();
     while let Some(ended) = connections.join_next().await {
         let figures = ended.map_err(io::Error::other)?.map_err(|_| stalled())??;
         total.bytes += figures.bytes;
+        shares.push(figures.bytes);
         total.latencies.extend(figures.latencies);
     }
-    let report = report(&args, start.elapsed(), total);
+    let report = report(&args, start.elapsed(), total, &shares);
     writeln!(io::stdout(), "{report}")
 }
 
@@ -92,8 +100,8 @@ fn stalled() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no end of the load within {} s after its time", GRACE.as_secs()))
 }
 
-/// The mode is printed as it is given on the command line; latencies are in microseconds.
-fn report(args: &BenchArgs, elapsed: Duration, mut total: Figures) -> Value {
+/// The mode is printed as it is given on the command line; latencies are in microseconds, `shares` each connection's bytes.
+fn report(args: &BenchArgs, elapsed: Duration, mut total: Figures, shares: &[u64]) -> Value {
     let seconds = elapsed.as_secs_f64();
     let mode = args.mode.to_possible_value().map(|mode| mode.get_name().to_owned());
     let mut report = json!({
@@ -104,7 +112,9 @@ fn report(args: &BenchArgs, elapsed: Duration, mut total: Figures) -> Value {
         "bytes": total.bytes,
         "bytes_per_second": total.bytes as f64 / seconds,
     });
-    if matches!(args.mode, Mode::Requests | Mode::Connects) {
+    if matches!(args.mode, Mode::Upload | Mode::Download) {
+        report["fairness"] = json!(fairness(shares));
+    } else {
         total.latencies.sort_unstable();
         report["requests"] = json!(total.latencies.len());
         report["requests_per_second"] = json!(total.latencies.len() as f64 / seconds);
@@ -112,6 +122,13 @@ fn report(args: &BenchArgs, elapsed: Duration, mut total: Figures) -> Value {
         report["p99_us"] = json!(percentile(&total.latencies, 99));
     }
     report
+}
+
+/// Jain's index: 1 when all have the same, 1/n when one has everything (Jain, Chiu, Hawe: DEC-TR-301, 1984).
+fn fairness(shares: &[u64]) -> f64 {
+    let sum: f64 = shares.iter().map(|share| *share as f64).sum();
+    let squares: f64 = shares.iter().map(|share| (*share as f64).powi(2)).sum();
+    sum.powi(2) / (shares.len() as f64 * squares)
 }
 
 /// The nearest-rank percentile of sorted values.
@@ -131,5 +148,12 @@ mod tests {
         assert_eq!(percentile(&values, 99), Some(198));
         assert_eq!(percentile(&values[..1], 99), Some(1));
         assert_eq!(percentile(&[], 50), None);
+    }
+
+    #[test]
+    fn fairness_is_between_one_share_and_all() {
+        assert_eq!(fairness(&[5, 5, 5, 5]), 1.0);
+        assert_eq!(fairness(&[7, 0, 0, 0]), 0.25);
+        assert_eq!(fairness(&[1, 3]), 0.8);
     }
 }

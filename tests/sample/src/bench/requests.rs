@@ -9,6 +9,7 @@ use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Barrier;
 use tokio::task::JoinHandle;
 
 use super::{Figures, connect};
@@ -34,6 +35,20 @@ pub(super) async fn one_per_connection(target: &str, path: &str, end: Instant) -
         figures.latencies.push(microseconds_since(start));
     }
     Ok(figures)
+}
+
+/// Sends one request over a connection that then stays open until `end`. What is written when all have come so far is read by
+/// the benchmarks.
+pub(super) async fn idle(target: &str, path: &str, end: Instant, all_open: &Barrier) -> io::Result<Figures> {
+    let start = Instant::now();
+    let mut connection = Connection::open(target).await?;
+    let bytes = connection.get(target, path).await?;
+    let latencies = vec![microseconds_since(start)];
+    if all_open.wait().await.is_leader() {
+        eprintln!("tp-sample: all connections are open");
+    }
+    tokio::time::sleep_until(end.into()).await;
+    Ok(Figures { bytes, latencies })
 }
 
 /// An open connection and the task that drives it, which ends with it.

@@ -97,7 +97,7 @@ fn subnet_that_comes_up_while_connected_is_routed_by_the_next_connect() {
     });
     let outcome = connection.tp(["connect"]).run();
     assert!(outcome.stderr.contains("Routed as well, for they are new in the cluster: 10.99.77.0/24."), "{outcome:?}");
-    assert_eq!(get(&client, "10.99.77.7/")["name"], "web");
+    assert_eq!(get(&client, "10.99.77.7/")["name"], "web of shop");
     let status = connection.status();
     let routes = status["connections"][0]["routes"].as_array().expect("a list");
     assert!(routes.iter().any(|route| route == "10.99.77.0/24"), "{status}");

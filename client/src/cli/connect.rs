@@ -171,7 +171,7 @@ async fn already_connected(
         Ok(subnets) => eprintln!("Routed as well, for they are new in the cluster: {}.", subnets.join(", ")),
         Err(error) if error.is_signal() => return Err(error),
         // What was there before goes on to work.
-        Err(error) => error.print(false),
+        Err(error) => eprintln!("warning: not known whether the cluster has new subnets: {}", error.message()),
     }
     if command.is_empty() {
         return Ok(0);

@@ -83,7 +83,7 @@ pub(crate) struct Started {
 }
 
 /// What a container prints, from its start.
-pub(crate) struct Output(pub(super) Pin<Box<dyn Stream<Item = Result<LogOutput, ApiError>> + Send>>);
+pub(crate) struct Output(Pin<Box<dyn Stream<Item = Result<LogOutput, ApiError>> + Send>>);
 
 impl Output {
     /// Waits for the container's end, for `limit` at most, and returns the last lines that it printed.
@@ -167,10 +167,14 @@ impl Engine {
             let joined = self.docker.connect_network(&join.network, request).await;
             joined.map_err(|e| StartError::Join(join.network.clone(), e))?;
         }
-        // Listening before it says anything: a held container takes its log with it.
+        self.start_and_listen(id).await.map_err(StartError::Start)
+    }
+
+    /// Starts a container, listening before it says anything: one that removes itself takes its log with it.
+    pub(super) async fn start_and_listen(&self, id: &str) -> Result<Output, ApiError> {
         let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).build();
-        let attached = self.docker.attach_container(id, Some(options)).await.map_err(StartError::Start)?;
-        self.docker.start_container(id, None::<StartContainerOptions>).await.map_err(StartError::Start)?;
+        let attached = self.docker.attach_container(id, Some(options)).await?;
+        self.docker.start_container(id, None::<StartContainerOptions>).await?;
         Ok(Output(attached.output))
     }
 

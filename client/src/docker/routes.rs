@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 use bollard::models::{ContainerCreateBody, HostConfig};
-use bollard::query_parameters::{
-    AttachContainerOptionsBuilder, CreateContainerOptions, InspectContainerOptions, StartContainerOptions,
-};
+use bollard::query_parameters::{CreateContainerOptions, InspectContainerOptions};
 
 use super::connections::Connection;
-use super::daemon::Output;
 use super::link::Purpose;
 use super::{Engine, failed, label, role};
 use crate::attach::{Empty, Subnets, reply, request};
@@ -50,13 +47,7 @@ impl Engine {
         let body = create_body(connection, image, subnets);
         let created = self.docker.create_container(None::<CreateContainerOptions>, body).await;
         let id = created.map_err(|e| failed(&what, &e))?.id;
-        let started = async {
-            let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).build();
-            let attached = self.docker.attach_container(&id, Some(options)).await?;
-            self.docker.start_container(&id, None::<StartContainerOptions>).await?;
-            Ok(Output(attached.output))
-        };
-        match started.await {
+        match self.start_and_listen(&id).await {
             Ok(output) => Ok(output.tail(HELPER_LIMIT).await),
             Err(e) => {
                 self.remove(&id).await?;

@@ -132,7 +132,7 @@ impl Flows {
     /// The device's error.
     pub(crate) async fn drive(self: Rc<Self>, id: TunId, tun: Tun) -> io::Result<()> {
         let offload = tun.offload();
-        let tun = register(tun)?;
+        let tun = tun.register()?;
         self.stack.borrow_mut().add_tun(id, offload);
         let mut packet = vec![0; MAX_PACKET_BYTES];
         loop {
@@ -481,13 +481,6 @@ async fn discard(receiver: &mut FlowReceiver) {
 fn is_lost_packet(error: &io::Error) -> bool {
     let lost = [Errno::INVAL, Errno::NOBUFS, Errno::NOMEM];
     lost.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-/// Puts the device under tokio's eye.
-#[expect(unsafe_code, reason = "tokio cannot see that the type keeps its descriptor")]
-pub(super) fn register(tun: Tun) -> io::Result<AsyncFd<Tun>> {
-    // SAFETY: a `Tun` owns its descriptor for as long as it lives, and never replaces it.
-    Ok(unsafe { AsyncFd::register(tun) }?)
 }
 
 /// Which side ended a relay early.

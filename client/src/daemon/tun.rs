@@ -1,12 +1,13 @@
 //! The TUN device: packets of the container's namespace, as super-packets with a virtio-net header.
 //!
 //! Source of the interface: kernel documentation `networking/tuntap.rst` and `include/uapi/linux/if_tun.h`.
-#![expect(unsafe_code, reason = "ioctl on the TUN device")]
+#![expect(unsafe_code, reason = "ioctl on the TUN device, and tokio cannot see that it keeps its descriptor")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
+use tokio::io::unix::AsyncFd;
 use tp_netstack::Offload;
 
 /// Name of the device in the container.
@@ -66,6 +67,15 @@ impl Tun {
     #[cfg(test)]
     pub(crate) fn of_a_pair(fd: OwnedFd) -> Self {
         Self { fd, offload: Offload::Disabled { mtu: TUN_MTU } }
+    }
+
+    /// Puts the device under tokio's eye.
+    ///
+    /// # Errors
+    /// When the runtime has no room for it.
+    pub(crate) fn register(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: a `Tun` owns its descriptor for as long as it lives, and never replaces it.
+        Ok(unsafe { AsyncFd::register(self) }?)
     }
 
     /// What the device was opened with.

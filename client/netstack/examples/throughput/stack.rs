@@ -100,12 +100,6 @@ fn ip(arguments: &str) -> io::Result<()> {
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("`ip {arguments}` failed"))) }
 }
 
-#[expect(unsafe_code, reason = "tokio cannot see that the type keeps its descriptor")]
-fn register(tun: Tun) -> io::Result<AsyncFd<Tun>> {
-    // SAFETY: a `Tun` owns its descriptor for as long as it lives, and never replaces it.
-    Ok(unsafe { AsyncFd::register(tun) }?)
-}
-
 struct Server {
     stack: RefCell<Netstack>,
     received: Arc<AtomicU64>,
@@ -119,7 +113,7 @@ impl Server {
 
     async fn drive(self: Rc<Self>, tun: Tun) -> io::Result<()> {
         self.stack.borrow_mut().add_tun(TUN, tun.offload());
-        let tun = register(tun)?;
+        let tun = tun.register()?;
         let mut packet = vec![0; PACKET_BYTES_MAX];
         loop {
             self.read_packets(&tun, &mut packet)?;

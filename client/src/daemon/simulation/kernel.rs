@@ -18,7 +18,6 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 
-use crate::daemon::flows::register;
 use crate::daemon::tun::{TUN_MTU, Tun};
 
 /// The container's address on the TUN, and a router that every address is behind.
@@ -62,7 +61,7 @@ impl Kernel {
         for end in [&near, &far] {
             rustix::net::sockopt::set_socket_send_buffer_size(end, DEVICE_BYTES).expect("a buffer has a size");
         }
-        let mut device = Device { tun: register(Tun::of_a_pair(near)).expect("the runtime has a reactor") };
+        let mut device = Device { tun: Tun::of_a_pair(near).register().expect("the runtime has a reactor") };
         let start = Instant::now();
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut device, SmolInstant::ZERO);
         interface.update_ip_addrs(|addresses| {

@@ -46,16 +46,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::connection::{Connection, Live, Parts, Saved, settings};
 use self::control::Replies;
-use self::dns::Resolver;
-use self::flows::Flows;
 use self::hosts::HostLookup;
 use self::init::link::InitLink;
 use self::kube::ManagerRoute;
 use self::layout::{Before, Layout};
 use self::lifetime::{End, Lifetime};
-use self::nat::Nat;
 use self::tun::Tun;
-use self::tunnel::Tunnel;
 use crate::attach::{Connect, Failure, Status, TunnelState};
 
 /// The device of the container's own network namespace. Others belong to holder containers.
@@ -235,17 +231,10 @@ impl Daemon {
     }
 
     fn parts(&self, namespace: &str) -> Parts {
-        let tunnel = Tunnel::new();
-        let nat = Rc::new(RefCell::new(Nat::new(self.restarts)));
-        let nameservers = self.nameservers.clone();
-        let resolver = Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), Rc::clone(&nat), nameservers);
-        let resolver = Rc::new(resolver);
         let mut seed = [0; 8];
         // Without randomness initial sequence numbers are guessable, by processes of the same namespace only.
         let _ = SystemRandom::new().fill(&mut seed);
-        let seed = u64::from_ne_bytes(seed);
-        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), Rc::clone(&nat), namespace, seed);
-        Parts { tunnel, resolver, flows, nat }
+        Parts::new(namespace, self.nameservers.clone(), self.restarts, u64::from_ne_bytes(seed))
     }
 
     /// Starts the tasks of a connection: the packets and the lanes.

@@ -1,6 +1,7 @@
 //! One connection to one cluster: the first lane, what the init has to set up, and byte streams for it when one is lost.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +19,7 @@ use tp_tunnel::error::LaneError;
 
 use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
 use crate::config::Layer;
+use crate::daemon::address;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::dns::{Mappings, Resolver};
 use crate::daemon::flows::Flows;
@@ -130,6 +132,18 @@ pub(crate) struct Parts {
     pub(crate) resolver: Rc<Resolver>,
     pub(crate) flows: Rc<Flows>,
     pub(crate) nat: Rc<RefCell<Nat>>,
+}
+
+impl Parts {
+    /// Joins them, without a lane yet. `generation` counts the daemon processes before this one.
+    pub(crate) fn new(namespace: &str, nameservers: Vec<IpAddr>, generation: u32, seed: u64) -> Self {
+        let tunnel = Tunnel::new();
+        let nat = Rc::new(RefCell::new(Nat::new(generation)));
+        let resolver = Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), Rc::clone(&nat), nameservers);
+        let resolver = Rc::new(resolver);
+        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), Rc::clone(&nat), namespace, seed);
+        Self { tunnel, resolver, flows, nat }
+    }
 }
 
 impl Connection {

@@ -13,7 +13,7 @@ use crate::config::value::Domain;
 use crate::daemon::address;
 use crate::daemon::dns::Zones;
 use crate::daemon::init::link::NetworkConfig;
-use crate::daemon::nat::subnets::{Kind, Mapped, Surroundings};
+use crate::daemon::nat::subnets::{Kind, Mapped, Surroundings, overlap};
 use crate::daemon::nat::{Rules, SubnetMap};
 
 /// The network of one connection.
@@ -86,12 +86,11 @@ impl Layout {
     /// excluded or is seen as something else.
     pub(crate) fn new_subnets(&self, settings: &Layer, cluster: &ClusterInfo, taken: &[IpNet]) -> Vec<IpNet> {
         let routes = parsed(&self.network.routes);
-        let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
         let others = taken.iter().filter(|net| !routes.contains(net)).copied();
         let others: Vec<_> = others.chain(parsed(&self.network.exclude)).chain(address::ranges()).collect();
         let new = wanted(settings, cluster).into_iter().map(|(_, net)| net);
         let new = new.filter(|net| !routes.iter().any(|route| route.contains(net)));
-        new.filter(|net| !others.iter().any(|other| overlap(net, other))).collect()
+        new.filter(|net| !others.iter().any(|other| overlap(*net, *other))).collect()
     }
 
     /// What is translated.

@@ -8,7 +8,6 @@ mod api_server;
 mod kernel;
 mod way;
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,15 +22,10 @@ use self::kernel::Kernel;
 use self::way::{Random, Way};
 use crate::attach::{Connect, VirtualSubnet};
 use crate::daemon::OWN_TUN;
-use crate::daemon::address;
 use crate::daemon::connection::{Connection, Parts};
-use crate::daemon::dns::Resolver;
-use crate::daemon::flows::Flows;
 use crate::daemon::init::link::NetworkConfig;
 use crate::daemon::kube::ManagerRoute;
 use crate::daemon::layout::Layout;
-use crate::daemon::nat::Nat;
-use crate::daemon::tunnel::Tunnel;
 
 /// Seeded runs.
 const SEEDS: u64 = 1000;
@@ -78,11 +72,7 @@ impl Container {
                 reason: "the servers are here".into(),
             }],
         };
-        let (tunnel, nat) = (Tunnel::new(), Rc::new(RefCell::new(Nat::new(0))));
-        let resolver = Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), Rc::clone(&nat), Vec::new());
-        let resolver = Rc::new(resolver);
-        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), Rc::clone(&nat), "shop", 7);
-        let parts = Parts { tunnel, resolver, flows, nat };
+        let parts = Parts::new(&request.namespace, Vec::new(), 0, 7);
         let connection = Rc::new(Connection::new(request, route, cluster, layout, parts));
         connection.on_lane(&live);
         let (packets, lanes) = (Rc::clone(connection.flows()), Rc::clone(&connection));

@@ -140,7 +140,7 @@ fn asks_for(rule: Vnat, kind: Kind, net: IpNet) -> bool {
     }
 }
 
-fn overlap(a: IpNet, b: IpNet) -> bool {
+pub(crate) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 

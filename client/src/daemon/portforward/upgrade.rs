@@ -1,7 +1,7 @@
 //! The request for a port-forward: an HTTP request that becomes a WebSocket (RFC 6455 section 4).
 
 use http::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    CONNECTION, HeaderMap, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{Request, Response, StatusCode};
@@ -33,11 +33,11 @@ pub(crate) enum Offer {
 }
 
 impl Offer {
-    fn header(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::Channels => CHANNELS,
-            Self::Spdy => "SPDY/3.1+portforward.k8s.io, v4.channel.k8s.io",
-        })
+    fn header(self) -> String {
+        match self {
+            Self::Channels => CHANNELS.to_owned(),
+            Self::Spdy => format!("{SPDY}, {CHANNELS}"),
+        }
     }
 }
 

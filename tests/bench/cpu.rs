@@ -7,7 +7,6 @@ use tp_tests::{docker, proc};
 
 use crate::kubelet::{self, Measure};
 use crate::load::{self, Mode};
-use crate::route::Route;
 use crate::target::Target;
 
 /// Seconds of processor time for each Gbit of one flow.
@@ -37,9 +36,7 @@ fn of(mode: Mode, connection: &Connection<'_>, target: &Target, rounds: u32, sec
 
 /// Moves as much as goes; returns how much that was.
 fn gbit(mode: Mode, connection: &Connection<'_>, target: &Target, seconds: u32) -> f64 {
-    let opened = Route::tp(connection).open(target, mode.port());
-    let load = load::sample(&opened.address, &seconds.to_string(), mode.key(), "1").network(&opened.network).start();
-    let figures = load.wait(Duration::from_secs(u64::from(seconds) + 20)).json();
+    let figures = load::moved(connection, target, mode, 1, seconds);
     figures["bytes"].as_f64().unwrap_or_else(|| panic!("no bytes in {figures}")) * 8.0 / 1e9
 }
 

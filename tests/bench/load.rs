@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tp_tests::docker::{Container, Spec, logs};
+use tp_tests::test::Connection;
 use tp_tests::wait::until;
 
 use crate::route::{Opened, Route};
@@ -115,6 +117,13 @@ pub(crate) fn start(route: &Route<'_>, target: &Target, mode: Mode, seconds: u32
         Mode::Connects8 => sample(&opened.address, &length, "connects", "8"),
     };
     Running { container: spec.network(&opened.network).start(), _way: opened, mode, seconds }
+}
+
+/// What the sample's loader says of `flows` flows that move bulk through one connection.
+pub(crate) fn moved(connection: &Connection<'_>, target: &Target, mode: Mode, flows: u16, seconds: u32) -> Value {
+    let opened = Route::tp(connection).open(target, mode.port());
+    let load = sample(&opened.address, &seconds.to_string(), mode.key(), &flows.to_string());
+    load.network(&opened.network).start().wait(Duration::from_secs(u64::from(seconds) + 20)).json()
 }
 
 impl Running {

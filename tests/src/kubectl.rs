@@ -29,8 +29,14 @@ pub fn user(args: &[&str]) -> Outcome {
 /// Applies objects as the administrator.
 #[track_caller]
 pub fn apply(objects: &Value) {
+    admin_with(&["apply"], objects).ok();
+}
+
+/// Runs kubectl as the administrator, on objects.
+#[track_caller]
+fn admin_with(args: &[&str], objects: &Value) -> Outcome {
     let input = Input::Bytes(objects.to_string().into_bytes());
-    with(&given().admin_kubeconfig, &["apply", "-f", "-"], input).ok();
+    with(&given().admin_kubeconfig, &[args, &["-f", "-"]].concat(), input)
 }
 
 /// Creates an object as the plain user; returns what the API server made of it. For reviews, which are answers. The user
@@ -120,9 +126,8 @@ impl Applied {
     /// # Panics
     /// When the cluster does not take them within `limit`.
     pub fn within(limit: Duration, objects: Value) -> Self {
-        let input = || Input::Bytes(objects.to_string().into_bytes());
         until(limit, "the cluster to take the objects", || {
-            let outcome = with(&given().admin_kubeconfig, &["apply", "-f", "-"], input());
+            let outcome = admin_with(&["apply"], &objects);
             if outcome.code == 0 { Ok(()) } else { Err(outcome.stderr) }
         });
         Self(objects)
@@ -131,8 +136,7 @@ impl Applied {
 
 impl Drop for Applied {
     fn drop(&mut self) {
-        let input = Input::Bytes(self.0.to_string().into_bytes());
-        with(&given().admin_kubeconfig, &["delete", "--wait=false", "--ignore-not-found", "-f", "-"], input);
+        admin_with(&["delete", "--wait=false", "--ignore-not-found"], &self.0);
     }
 }
 

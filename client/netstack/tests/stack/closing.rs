@@ -235,13 +235,13 @@ fn a_closed_flow_waits_for_the_containers_fin_only_so_long() {
 fn a_slow_reader_gets_all_that_was_queued_before_the_close() {
     let mut net = Net::new(Mode::Offload);
     let (handle, flow) = net.connect(client(4000), server());
-    let sent = pattern(500_000, 3);
+    let sent = pattern(250_000, 3);
     assert_eq!(net.send(flow, &mut sent.clone()), Poll::Ready(Ok(())));
     net.stack.close(flow);
     net.run();
     let mut received = Vec::new();
     while received.len() < sent.len() {
-        // 4 KiB every 5 seconds: it takes ten minutes, ten times the wait for a FIN.
+        // 4 KiB every 5 seconds: it takes five minutes, five times the wait for a FIN.
         net.sleep(Duration::from_secs(5));
         let mut part = [0; 4096];
         let len = net.kernel.socket(handle).recv_slice(&mut part).expect("the flow lives");

@@ -76,8 +76,8 @@ fn rings_shrink_with_the_number_of_flows() {
         before = bytes;
     }
     assert_eq!(
-        (sizes[0], sizes[31], sizes[32], sizes[127], sizes[128]),
-        (512 << 10, 512 << 10, 128 << 10, 128 << 10, 32 << 10)
+        (sizes[0], sizes[7], sizes[8], sizes[31], sizes[32], sizes[127], sizes[128]),
+        (256 << 10, 256 << 10, 128 << 10, 128 << 10, 64 << 10, 64 << 10, 32 << 10)
     );
 }
 

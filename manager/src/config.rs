@@ -30,6 +30,10 @@ pub struct Config {
     pub dial_policy: DialPolicy,
     /// What the manager would otherwise find out about the cluster.
     pub cluster: Cluster,
+    /// Whether workloads can be engaged.
+    pub engage: Engage,
+    /// The pods that the manager makes for it.
+    pub agent: AgentPod,
     /// Settings handed to every client, as the JSON text of a mapping; empty when there are none.
     #[serde(deserialize_with = "json_mapping")]
     pub client: String,
@@ -122,6 +126,51 @@ pub struct Cluster {
     pub service_subnets: Vec<IpNet>,
     /// Subnets of pods.
     pub pod_subnets: Vec<IpNet>,
+}
+
+/// The `engage` section.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Engage {
+    /// Clients may engage workloads; the chart gives the manager the rights for it.
+    pub enabled: bool,
+    /// Namespaces whose workloads may not be engaged.
+    pub forbidden_namespaces: Vec<String>,
+}
+
+/// The `agent` section: how stand-ins are made.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct AgentPod {
+    /// Image of tp-agent.
+    pub image: String,
+    /// When the kubelet pulls it.
+    pub pull_policy: String,
+    /// Names of Secrets, in the workload's namespace, to pull with.
+    pub pull_secrets: Vec<String>,
+    /// Requests and limits of the container, as in a pod.
+    pub resources: serde_json::Value,
+    /// Where agents find the manager; not part of the file.
+    #[serde(skip)]
+    pub manager_address: String,
+}
+
+impl Default for Engage {
+    fn default() -> Self {
+        Self { enabled: true, forbidden_namespaces: vec!["kube-system".to_owned()] }
+    }
+}
+
+impl Default for AgentPod {
+    fn default() -> Self {
+        Self {
+            image: format!("tp-agent:{}", crate::VERSION),
+            pull_policy: "IfNotPresent".to_owned(),
+            pull_secrets: Vec::new(),
+            resources: serde_json::json!({}),
+            manager_address: String::new(),
+        }
+    }
 }
 
 impl Default for Log {

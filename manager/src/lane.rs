@@ -7,13 +7,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use tokio::sync::{TryAcquireError, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tp_protocol::control::ClusterInfo;
+use tp_protocol::engage::call::Call;
 use tp_protocol::error_class::ErrorClass;
-use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
+use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey, Welcome};
 use tp_protocol::open::{Open, OpenRefused};
 use tp_tunnel::carrier::Carrier;
 use tp_tunnel::error::LaneError;
@@ -23,6 +25,7 @@ use tp_tunnel::server::{self, Incoming, LaneServer, MessageRequest, Pending, Res
 use crate::agents::Agents;
 use crate::dial::{Dialer, Dialled};
 use crate::dns::Forwarder;
+use crate::engage::Engagements;
 use crate::session::hub::{Admitted, Budget, Hub, Ticket};
 use crate::{VERSION, log_end};
 
@@ -43,6 +46,8 @@ pub struct Services {
     pub info: watch::Receiver<Result<Arc<ClusterInfo>, &'static str>>,
     /// The registered agents.
     pub agents: Agents,
+    /// Engages workloads.
+    pub engagements: Engagements,
     /// A UDP association without datagrams ends after this long.
     pub udp_idle: Duration,
     /// Cancelled when the manager stops.
@@ -56,6 +61,7 @@ pub struct Services {
 pub async fn serve(services: Arc<Services>, io: impl Carrier + 'static) -> Result<(), LaneError> {
     let pending = server::accept(io).await?;
     let hello = &pending.hello;
+    let old = hello.session.clone();
     let (ticket, lane) = match admit(&services, hello) {
         Ok((Admitted::Resumed { session, handle, .. }, welcome)) => {
             let lane = hello.lane;
@@ -76,6 +82,9 @@ pub async fn serve(services: Arc<Services>, io: impl Carrier + 'static) -> Resul
         }
         Err(refusal) => return refuse(pending, refusal).await,
     };
+    if let Some(old) = old.filter(|_| !ticket.rejoined) {
+        services.engagements.registry.adopt(&old, &ticket.key);
+    }
     ticket.resumable(lane.handle());
     let result = run(&services, &ticket, lane).await;
     match &result {
@@ -138,6 +147,11 @@ async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) ->
                 },
                 Some(Ok(Incoming::Resolve(request))) => _ = tasks.spawn(resolve(services.dns.clone(), request)),
                 Some(Ok(Incoming::Echo(dst, request))) => start_echo(services, ticket, &mut tasks, dst, request),
+                Some(Ok(Incoming::Accept(id, acceptor))) => services.engagements.registry.accept(&ticket.session, &id, acceptor),
+                Some(Ok(Incoming::Reach(_, _, responder))) => {
+                    responder.refuse(&OpenRefused::new(ErrorClass::Denied, "only agents reach clients"));
+                }
+                Some(Ok(Incoming::Call(request))) => start_call(services, ticket, &mut tasks, request),
                 Some(Ok(Incoming::Control(control))) => {
                     _ = tasks.spawn(control::serve_client(services.clone(), ticket.session.clone(), control));
                 }
@@ -214,6 +228,32 @@ async fn dial(services: &Services, budget: &Budget, open: &Open) -> Result<Diall
         OpenRefused::new(ErrorClass::Exhausted, "too many dials of this session are waiting for an answer")
     })?;
     services.dialer.dial(open, deadline).await
+}
+
+/// Starts a call about engagements, if the session may have another.
+fn start_call(services: &Arc<Services>, ticket: &Ticket, tasks: &mut JoinSet<()>, request: MessageRequest) {
+    let Ok(permit) = ticket.budget.calls.clone().try_acquire_owned() else {
+        return request.refuse(&OpenRefused::new(ErrorClass::Exhausted, "too many calls are without an answer"));
+    };
+    let (services, key) = (services.clone(), ticket.key.clone());
+    tasks.spawn(async move {
+        call(&services, &key, request).await;
+        drop(permit);
+    });
+}
+
+/// Answers a call about engagements. A client that does not wait for the answer ends what it has begun.
+async fn call(services: &Services, session: &SessionKey, request: MessageRequest) {
+    // Fails when the client has given up or broke the protocol; either way nobody waits for the answer.
+    let Ok((message, mut responder)) = request.message().await else { return };
+    let call = match Call::decode(message) {
+        Ok(call) => call,
+        Err(error) => return responder.refuse(&OpenRefused::new(ErrorClass::Failed, error.to_string())),
+    };
+    tokio::select! {
+        answer = services.engagements.call(session, call) => responder.answer(answer.encode_to_vec().into()),
+        () = responder.cancelled() => {}
+    }
 }
 
 /// Starts a ping, if the session may have another.

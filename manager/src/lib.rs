@@ -11,6 +11,7 @@
 //! | [`policy`], [`subnet`] | pure decisions: what may be dialled, which prefixes cover what |
 //! | [`dial`], [`dns`] | the sockets in the cluster |
 //! | [`agents`] | registered agents, their door |
+//! | [`engage`] | who takes which traffic of which workload |
 //! | `cluster`, `trust`, [`pki`], `health`, [`run`] | what it learns from and keeps in Kubernetes, and the process |
 
 pub mod agents;
@@ -19,6 +20,7 @@ pub mod config;
 pub mod dial;
 pub mod dns;
 mod echo;
+pub mod engage;
 #[cfg(test)]
 mod fake_api;
 mod health;

@@ -21,9 +21,10 @@ use crate::cluster::Facts;
 use crate::cluster::gateways::{IPV4_ROUTES, IPV6_ROUTES, gateways};
 use crate::cluster::resolv::{RESOLV_CONF, ResolvConf};
 use crate::cluster::watch::{self as cluster_watch, Published};
-use crate::config::{Config, Limits, Pod, Timeouts};
+use crate::config::{AgentPod, Config, Limits, Pod, Timeouts};
 use crate::dial::Dialer;
 use crate::dns::Forwarder;
+use crate::engage::{Cluster, Engagements, Registry};
 use crate::lane::Services;
 use crate::session::SessionLimits;
 use crate::session::hub::{FlowLimits, Hub};
@@ -86,10 +87,11 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
 
     let (tls_tx, tls_rx) = watch::channel(None);
     let Timeouts { handshake, drain, .. } = config.timeouts;
-    let services = Arc::new(services(&config, &pod, &facts, &published, nameservers, &stopping));
+    let services = Arc::new(services(&config, &pod, &facts, &published, nameservers, &client, &stopping));
     let agent_services = Arc::new(AgentServices {
         pod: pod.name.clone(),
         agents: services.agents.clone(),
+        engagements: services.engagements.registry.clone(),
         reviewer: client.clone(),
         handshake,
         stopping: stopping.clone(),
@@ -109,6 +111,12 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     background.spawn(again("sessions", move || {
         let hub = hub.clone();
         async move { hub.run().await }
+    }));
+
+    let engagements = services.engagements.clone();
+    background.spawn(again("engagements", move || {
+        let engagements = engagements.clone();
+        async move { engagements.run().await }
     }));
 
     let mut doors = JoinSet::new();
@@ -209,6 +217,7 @@ fn services(
     facts: &Facts,
     published: &Published,
     nameservers: Vec<SocketAddr>,
+    client: &Client,
     stopping: &CancellationToken,
 ) -> Services {
     let Limits {
@@ -223,9 +232,20 @@ fn services(
     let flow_limits =
         FlowLimits { flows: flows_per_session as usize, pending_dials: pending_dials_per_session as usize };
     let dns = Arc::new(Forwarder::new(nameservers, dns, dns_queries));
+    let hub = Hub::new(limits, flow_limits);
+    let cluster = config.engage.enabled.then(|| Cluster {
+        client: client.clone(),
+        namespace: pod.namespace.clone(),
+        config: config.engage.clone(),
+        agent: AgentPod {
+            manager_address: format!("{MANAGER}.{}.svc:{AGENT_PORT}", pod.namespace),
+            ..config.agent.clone()
+        },
+    });
     Services {
         pod: pod.name.clone(),
-        hub: Hub::new(limits, flow_limits),
+        engagements: Engagements::new(Registry::new(hub.clone()), cluster),
+        hub,
         dialer: Dialer::new(published.policy.subscribe(), dns.clone(), facts.domain().to_owned(), dial),
         dns,
         info: published.info.subscribe(),

@@ -233,6 +233,13 @@ impl Sessions {
         self.events.pop_front()
     }
 
+    /// Whether the session is here, and a lane of it has a byte stream; `None` when it is not here.
+    #[must_use]
+    pub fn is_awake(&self, id: &SessionId) -> Option<bool> {
+        let session = self.sessions_by_id.get(id)?;
+        Some(session.lanes.values().any(|lane| lane.lost_at.is_none()))
+    }
+
     /// Returns how many sessions there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -308,6 +315,12 @@ impl From<LaneId> for LaneEntry {
 fn is_same(secret: &[u8], other: &[u8]) -> bool {
     let differences = secret.iter().zip(other).fold(0, |seen, (a, b)| seen | (a ^ b));
     secret.len() == other.len() && std::hint::black_box(differences) == 0
+}
+
+impl From<&str> for SessionId {
+    fn from(id: &str) -> Self {
+        Self(id.to_owned())
+    }
 }
 
 impl fmt::Display for SessionId {

@@ -7,12 +7,14 @@
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToManager {
     /// Which message.
-    #[prost(oneof = "to_manager::Kind", tags = "1, 2")]
+    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3")]
     pub kind: Option<to_manager::Kind>,
 }
 
 /// The kinds of [`ToManager`].
 pub mod to_manager {
+    use crate::engage::call;
+
     /// One message.
     #[derive(Clone, PartialEq, prost::Oneof)]
     pub enum Kind {
@@ -22,6 +24,9 @@ pub mod to_manager {
         /// Answer to a ping.
         #[prost(message, tag = "2")]
         Pong(super::Ping),
+        /// What an agent makes of its orders.
+        #[prost(message, tag = "3")]
+        AgentState(call::AgentState),
     }
 }
 
@@ -29,12 +34,14 @@ pub mod to_manager {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromManager {
     /// Which message.
-    #[prost(oneof = "from_manager::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "from_manager::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: Option<from_manager::Kind>,
 }
 
 /// The kinds of [`FromManager`].
 pub mod from_manager {
+    use crate::engage::call;
+
     /// One message.
     #[derive(Clone, PartialEq, prost::Oneof)]
     pub enum Kind {
@@ -50,6 +57,12 @@ pub mod from_manager {
         /// The manager is stopping. The session can be made again with the next one.
         #[prost(message, tag = "4")]
         Goodbye(super::Goodbye),
+        /// The engagements that the session holds, to a client: all of them, each time.
+        #[prost(message, tag = "5")]
+        Engagements(call::Engagements),
+        /// What an agent has to do.
+        #[prost(message, tag = "6")]
+        Orders(call::Orders),
     }
 }
 

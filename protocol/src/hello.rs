@@ -24,10 +24,13 @@ pub const MIN_VERSION: u32 = 1;
 pub const MAX_VERSION: u32 = 1;
 
 /// What this build can do beyond the protocol version, by name. Both ends use what both have.
-pub const FEATURES: &[&str] = &[CONTINUE, "dns", "echo", "tcp", "udp"];
+pub const FEATURES: &[&str] = &[CONTINUE, "dns", "echo", ENGAGE, "tcp", "udp"];
 
 /// The feature by which a flow goes on on another lane ([`crate::open`]).
 pub const CONTINUE: &str = "continue";
+
+/// The feature by which workloads are engaged ([`crate::engage`]).
+pub const ENGAGE: &str = "engage";
 
 /// What a client or an agent says first.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -7,37 +7,37 @@ use tracing_subscriber::filter::{ParseError, Targets};
 
 /// What the agent has to know.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Config {
+pub struct Config {
     /// `TP_MANAGER_ADDRESS`: where the manager's agents' port is.
-    pub(crate) manager: ManagerAddress,
+    pub manager: ManagerAddress,
     /// `TP_MANAGER_CA_FILE`: who may sign the manager's certificate.
-    pub(crate) ca_file: PathBuf,
+    pub ca_file: PathBuf,
     /// `TP_MANAGER_TOKEN_FILE`: the projected service account token.
-    pub(crate) token_file: PathBuf,
+    pub token_file: PathBuf,
     /// `POD_NAME`.
-    pub(crate) pod: String,
+    pub pod: String,
     /// `POD_NAMESPACE`.
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// `TP_AGENT_HEALTH_PORT`: port of the probe.
-    pub(crate) health_port: u16,
+    pub health_port: u16,
     /// `TP_LOG_LEVEL`: level, or levels per module (`info,tp_agent::manager=debug`).
-    pub(crate) log_filter: Targets,
+    pub log_filter: Targets,
     /// `TP_LOG_FORMAT`: `json` or `text`.
-    pub(crate) log_format: LogFormat,
+    pub log_format: LogFormat,
 }
 
 /// A name and a port. Not an address: the manager's certificate is for its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ManagerAddress {
+pub struct ManagerAddress {
     /// Name, as in `tp-manager.tp-system.svc`.
-    pub(crate) host: String,
+    pub host: String,
     /// Port.
-    pub(crate) port: u16,
+    pub port: u16,
 }
 
 /// Shape of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LogFormat {
+pub enum LogFormat {
     /// One JSON object per line.
     Json,
     /// For people.
@@ -47,7 +47,7 @@ pub(crate) enum LogFormat {
 /// A variable that is missing or malformed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the environment variable {name} is {problem}")]
-pub(crate) struct ConfigError {
+pub struct ConfigError {
     name: &'static str,
     problem: String,
 }
@@ -62,7 +62,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`] names the variable.
-    pub(crate) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let given = |name: &str| variable(name).filter(|value| !value.is_empty());
         let or = |name: &str, default: &str| given(name).unwrap_or_else(|| default.to_owned());
         let required = |name: &'static str| {

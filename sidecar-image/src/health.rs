@@ -1,8 +1,9 @@
-//! Answers the kubelet's probe: `GET /healthz` on the pod's address.
+//! Answers the kubelet's probes on the pod's address: `GET /healthz` (the event loop runs) and `GET /readyz` (the ports are
+//! open, and the first orders carried out).
 //!
 //! A probe by exec would need no port, but costs a process per probe and pod, and a place to leave the state at. A probe
 //! on the loopback is not possible: the kubelet comes from outside of the pod. So this is the one thing that answers
-//! without authentication; it takes nothing and tells only that the agent's event loop runs. It deliberately does not
+//! without authentication; it takes nothing and tells no more than that. Beyond the first orders it deliberately does not
 //! depend on the manager: a pod must not leave its Service because the manager is away.
 
 use std::convert::Infallible;
@@ -59,13 +60,13 @@ fn listen(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
     socket.bind(address)
 }
 
-/// Serves probes until it is dropped.
-pub(crate) async fn run(listener: TcpListener) {
+/// Serves probes until it is dropped. `is_ready` is asked for each.
+pub(crate) async fn run(listener: TcpListener, is_ready: impl Fn() -> bool) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((socket, _)) => _ = connections.spawn(serve(socket)),
+                Ok((socket, _)) => _ = connections.spawn(serve(socket, is_ready())),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a probe");
                     sleep(ACCEPT_PAUSE).await;
@@ -76,10 +77,10 @@ pub(crate) async fn run(listener: TcpListener) {
     }
 }
 
-async fn serve(socket: TcpStream) {
-    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+async fn serve(socket: TcpStream, is_ready: bool) {
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut response = Response::new(Empty::<Bytes>::new());
-        *response.status_mut() = decide(request.method(), request.uri().path());
+        *response.status_mut() = decide(request.method(), request.uri().path(), is_ready);
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let mut http = hyper::server::conn::http1::Builder::new();
@@ -88,9 +89,11 @@ async fn serve(socket: TcpStream) {
     let _ = timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(socket), service)).await;
 }
 
-fn decide(method: &Method, path: &str) -> StatusCode {
+fn decide(method: &Method, path: &str, is_ready: bool) -> StatusCode {
     match (method, path) {
         (&Method::GET, "/healthz") => StatusCode::OK,
+        (&Method::GET, "/readyz") if is_ready => StatusCode::OK,
+        (&Method::GET, "/readyz") => StatusCode::SERVICE_UNAVAILABLE,
         (&Method::GET, _) => StatusCode::NOT_FOUND,
         _ => StatusCode::METHOD_NOT_ALLOWED,
     }
@@ -111,21 +114,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_get_of_healthz_is_ok() {
+    async fn only_a_get_of_a_probe_is_ok() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(run(listener));
+        let server = tokio::spawn(run(listener, || false));
         assert!(ask(address, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+        assert!(ask(address, "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 503"));
         assert!(ask(address, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 404"));
         assert!(ask(address, "PUT /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 405"));
         server.abort();
+    }
+
+    #[test]
+    fn readiness_is_what_the_agent_says() {
+        assert_eq!(decide(&Method::GET, "/readyz", true), StatusCode::OK);
+        assert_eq!(decide(&Method::GET, "/readyz", false), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(decide(&Method::GET, "/healthz", false), StatusCode::OK);
     }
 
     #[tokio::test(start_paused = true)]
     async fn silent_connections_make_room_in_time() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(run(listener));
+        let server = tokio::spawn(run(listener, || false));
         let mut silent = Vec::new();
         for _ in 0..CONNECTIONS_MAX {
             silent.push(TcpStream::connect(address).await.unwrap());

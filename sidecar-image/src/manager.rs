@@ -1,4 +1,4 @@
-//! The connection to the manager: made, kept, and made again.
+//! The connection to the manager: made, kept, and made again. Orders come over it, and handlers are reached over it.
 //!
 //! The CA and the token are read anew for each attempt: the manager may not have made the one yet, and the kubelet
 //! renews the other.
@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tp_protocol::control::from_manager::Kind as From;
 use tp_protocol::control::to_manager::Kind as To;
 use tp_protocol::control::{FromManager, Goodbye, ToManager};
+use tp_protocol::engage::call::AgentState;
 use tp_protocol::hello::{AgentIdentity, ClientHello};
 use tp_tunnel::client::{self, Connected};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
@@ -31,12 +33,20 @@ use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
 use crate::VERSION;
 use crate::backoff::Backoff;
 use crate::config::Config;
+use crate::orders::Duties;
 
 /// Longest wait for TCP, and then for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// At the end, longest wait for the manager to have read the goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// After the manager has said goodbye, longest that what is under way over the connection may take. The manager has a limit
+/// of its own.
+const LEAVING_MAX: Duration = Duration::from_secs(60);
+
+/// How often the manager is told what has changed since its last orders.
+const STATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Largest token or CA file: far above both, and below what a wrong path could do.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -100,15 +110,17 @@ pub(crate) enum ConnectionError {
     Closed,
 }
 
-/// Keeps the agent registered until `stop` is cancelled, then says goodbye.
-pub(crate) async fn keep(config: &Config, stop: &CancellationToken) {
+/// Keeps the agent registered until `stop` is cancelled, then says goodbye. Has `duties` be carried out meanwhile.
+pub(crate) async fn keep(config: &Config, duties: &mut Duties, stop: &CancellationToken) {
+    // Connections to managers that have said goodbye. One that is gone is left at once, so there are a few at most.
+    let mut leaving = JoinSet::new();
     let mut backoff = Backoff::default();
     let mut last = String::new();
     loop {
         let started = Instant::now();
         let error = tokio::select! {
             connected = connect(config) => match connected {
-                Ok(lane) => match stay(lane, stop).await {
+                Ok(lane) => match stay(lane, duties, &mut leaving, stop).await {
                     Ok(()) => return,
                     Err(error) => error,
                 },
@@ -116,6 +128,7 @@ pub(crate) async fn keep(config: &Config, stop: &CancellationToken) {
             },
             () = stop.cancelled() => return,
         };
+        while leaving.try_join_next().is_some() {}
         let wait = backoff.on_failure(started.elapsed(), random());
         let text = error.to_string();
         // The same failure again and again is one message: the pod's log is its owner's.
@@ -197,8 +210,14 @@ fn read(path: &Path, absent: fn(PathBuf) -> ConnectionError) -> Result<String, C
     if text.trim().is_empty() { Err(absent(path.into())) } else { Ok(text) }
 }
 
-/// Stays registered until `stop` is cancelled; an error when the connection ends before.
-async fn stay(connected: Connected, stop: &CancellationToken) -> Result<(), ConnectionError> {
+/// Stays registered until `stop` is cancelled; an error when the connection ends before. One whose manager has said goodbye
+/// goes to `leaving`.
+async fn stay(
+    connected: Connected,
+    duties: &mut Duties,
+    leaving: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> Result<(), ConnectionError> {
     let Connected { welcome, lane, mut driver, .. } = connected;
     let talk = async {
         let (mut sender, mut receiver) = lane.control().await?.split();
@@ -207,26 +226,34 @@ async fn stay(connected: Connected, stop: &CancellationToken) -> Result<(), Conn
             version = welcome.software_version,
             "registered with the manager"
         );
-        talk(&mut sender, &mut receiver, stop).await
+        let _in_use = duties.lane().put(lane.clone());
+        talk(&mut sender, &mut receiver, duties, stop).await
     };
     let ended = tokio::select! {
         ended = talk => ended,
         ended = &mut driver => return Err(ended.err().map_or(ConnectionError::Closed, ConnectionError::Lane)),
     };
-    if ended.is_ok() {
-        // Without a lane that could open more, the driver closes the connection in good order.
-        drop(lane);
-        let _ = timeout(GOODBYE_TIMEOUT, driver).await;
+    // Without a lane that could open more, the driver ends with what is under way, and closes the connection in good order.
+    drop(lane);
+    match &ended {
+        Ok(()) => _ = timeout(GOODBYE_TIMEOUT, driver).await,
+        Err(ConnectionError::Goodbye(_)) => _ = leaving.spawn(async { _ = timeout(LEAVING_MAX, driver).await }),
+        Err(_) => {}
     }
     ended
 }
 
-/// Answers pings until `stop` is cancelled, then says goodbye.
+/// Answers pings and carries out orders until `stop` is cancelled, then says goodbye.
 async fn talk(
     sender: &mut ControlSender,
     receiver: &mut ControlReceiver,
+    duties: &mut Duties,
     stop: &CancellationToken,
 ) -> Result<(), ConnectionError> {
+    // What the manager was told last. Before its first orders, which it numbers, it would mean nothing.
+    let mut told = None;
+    let mut changes = interval(STATE_INTERVAL);
+    changes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             message = receiver.recv::<FromManager>() => match message {
@@ -234,10 +261,21 @@ async fn talk(
                 Some(message) => match message?.kind {
                     Some(From::Ping(ping)) => sender.send(&ToManager::from(To::Pong(ping))).await?,
                     Some(From::Goodbye(goodbye)) => return Err(ConnectionError::Goodbye(goodbye.reason)),
+                    Some(From::Orders(orders)) => {
+                        duties.carry_out(&orders);
+                        tell(sender, &mut told, duties.state()).await?;
+                        changes.reset();
+                    }
                     // For clients, or of a later version.
-                    Some(From::ClusterInfo(_) | From::Agents(_)) | None => {}
+                    Some(From::ClusterInfo(_) | From::Agents(_) | From::Engagements(_)) | None => {}
                 },
             },
+            _ = changes.tick(), if told.is_some() => {
+                let state = duties.state();
+                if told.as_ref() != Some(&state) {
+                    tell(sender, &mut told, state).await?;
+                }
+            }
             () = stop.cancelled() => {
                 let goodbye = Goodbye { reason: "the pod stops".to_owned() };
                 sender.send(&ToManager::from(To::Goodbye(goodbye))).await?;
@@ -253,6 +291,13 @@ async fn talk(
     }
 }
 
+/// Tells the manager what has become of its orders.
+async fn tell(sender: &mut ControlSender, told: &mut Option<AgentState>, state: AgentState) -> Result<(), FlowError> {
+    sender.send(&ToManager::from(To::AgentState(state.clone()))).await?;
+    *told = Some(state);
+    Ok(())
+}
+
 /// Returns a random number, good enough for jitter: the standard library seeds its hash maps from the system.
 fn random() -> u16 {
     let bits = RandomState::new().hash_one(0);
@@ -261,91 +306,12 @@ fn random() -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use tempfile::TempDir;
-    use tokio::net::TcpListener;
-    use tokio_rustls::TlsAcceptor;
-    use tokio_rustls::rustls::ServerConfig;
-    use tokio_rustls::rustls::pki_types::PrivateKeyDer;
     use tp_protocol::control::Ping;
-    use tp_protocol::hello::{Refusal, RefusalCode, Welcome};
-    use tp_tunnel::control::Control;
-    use tp_tunnel::server::{self, Incoming, LaneServer, Pending};
+    use tp_protocol::hello::{Refusal, RefusalCode};
+    use tp_tunnel::server;
 
     use super::*;
-    use crate::config::{LogFormat, ManagerAddress};
-
-    /// A manager that does what a test tells it, and the agent's files.
-    struct Stage {
-        listener: TcpListener,
-        acceptor: TlsAcceptor,
-        config: Config,
-        stop: CancellationToken,
-        _files: TempDir,
-    }
-
-    impl Stage {
-        /// `localhost` resolves without a name server.
-        async fn new() -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let files = TempDir::new().unwrap();
-            let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-            let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-            let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-                .with_protocol_versions(&[&TLS13])
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(vec![made.cert.der().clone()], key)
-                .unwrap();
-            std::fs::write(files.path().join("ca.crt"), made.cert.pem()).unwrap();
-            std::fs::write(files.path().join("token"), "the-token\n").unwrap();
-            let config = Config {
-                manager: ManagerAddress { host: "localhost".into(), port: listener.local_addr().unwrap().port() },
-                ca_file: files.path().join("ca.crt"),
-                token_file: files.path().join("token"),
-                pod: "web-1".into(),
-                namespace: "shop".into(),
-                health_port: 0,
-                log_filter: "info".parse().unwrap(),
-                log_format: LogFormat::Text,
-            };
-            let acceptor = TlsAcceptor::from(Arc::new(tls));
-            Self { listener, acceptor, config, stop: CancellationToken::new(), _files: files }
-        }
-
-        async fn accept(&self) -> Pending {
-            let (socket, _) = self.listener.accept().await.unwrap();
-            server::accept(self.acceptor.accept(socket).await.unwrap()).await.unwrap()
-        }
-
-        /// Lets the agent in and waits for its control channel.
-        async fn welcome(&self) -> (LaneServer, Control) {
-            let pending = self.accept().await;
-            let mut lane = pending.welcome(Welcome { version: 1, ..Welcome::default() }).await.unwrap();
-            match lane.next().await {
-                Some(Ok(Incoming::Control(control))) => (lane, control),
-                other => panic!("expected the control channel, got {other:?}"),
-            }
-        }
-
-        /// Runs the agent beside the test's `manager`.
-        async fn play<T>(&self, manager: impl Future<Output = T>) -> T {
-            tokio::select! {
-                () = keep(&self.config, &self.stop) => panic!("the agent ended"),
-                done = manager => done,
-            }
-        }
-    }
-
-    /// Moves a lane's bytes while waiting for something on it.
-    async fn drive<T>(lane: &mut LaneServer, wait: impl Future<Output = T>) -> T {
-        let mut wait = std::pin::pin!(wait);
-        loop {
-            tokio::select! {
-                done = &mut wait => return done,
-                next = lane.next() => assert!(next.is_some_and(|next| next.is_ok()), "the lane ended"),
-            }
-        }
-    }
+    use crate::stage::{Stage, drive};
 
     #[tokio::test]
     async fn the_agent_says_who_it_is_and_answers_pings() {
@@ -403,7 +369,7 @@ mod tests {
             stage.stop.cancel();
             drive(&mut lane, async { receiver.recv::<ToManager>().await.unwrap().unwrap() }).await
         };
-        let ((), message) = tokio::join!(keep(&stage.config, &stage.stop), manager);
+        let ((), message) = tokio::join!(stage.agent(), manager);
         assert!(matches!(message.kind, Some(To::Goodbye(_))), "{message:?}");
     }
 

@@ -2,13 +2,19 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use h2::ext::Protocol;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode, Uri};
+use prost::Message;
 use tp_protocol::echo;
+use tp_protocol::engage::EngagementId;
+use tp_protocol::engage::call::{Answer, Call, MAX_CALL_BYTES};
+use tp_protocol::engage::reach::{self, Arrival};
+use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, ServerHello, Welcome, server_hello};
 use tp_protocol::lane::{Direction, stream_window_bytes};
 use tp_protocol::limits;
@@ -17,9 +23,9 @@ use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
 use crate::error::{FlowError, FlowOpenError, LaneError};
-use crate::flow::{Continuation, Flow, read_to_end};
+use crate::flow::{Continuation, Flow, FlowReceiver, read_to_end};
 use crate::handshake;
-use crate::server::{CONTINUE_URI, CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI, RESET_MEMORY};
+use crate::server::{CALL_MEDIA_TYPE, CALL_URI, CONTINUE_URI, CONTROL_URI, DNS_MEDIA_TYPE, DNS_URI, RESET_MEMORY};
 
 /// Opens flows on one lane. Clones share the lane; it closes when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -72,6 +78,17 @@ pub async fn say_hello(mut io: impl Carrier + 'static, hello: &ClientHello) -> R
         None => Err(LaneError::EmptyHello),
     }
 }
+
+/// A connection that has arrived for an engagement, and waits for an answer.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Which port, and who connects.
+    pub arrival: Arrival,
+    flow: Flow,
+}
+
+/// How long a refusal may take to be read.
+const REFUSAL_LINGER: Duration = Duration::from_secs(5);
 
 impl Admitted {
     /// Starts a new lane: HTTP/2 from its beginning.
@@ -136,6 +153,45 @@ impl Lane {
         Ok(())
     }
 
+    /// Waits for a connection that arrives for an engagement of this session. Several calls can wait at once.
+    ///
+    /// # Errors
+    /// [`FlowOpenError`] when the engagement is over, or the lane is gone.
+    pub async fn accept(&self, id: &EngagementId) -> Result<Arrived, FlowOpenError> {
+        let request = Request::post(reach::accept_uri(id).map_err(|_| bad_id(id))?).body(()).expect("made of a URI");
+        let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
+        let response = response.await?;
+        let arrival = Arrival::from_headers(response.headers());
+        let recv = check(response)?;
+        let arrival = arrival.map_err(|_| FlowOpenError::BadAnswer(StatusCode::OK))?;
+        Ok(Arrived { arrival, flow: Flow::new(send, recv) })
+    }
+
+    /// Brings a connection to the client that holds an engagement, and waits until its handler has accepted.
+    ///
+    /// Dropping the future gives it up.
+    ///
+    /// # Errors
+    /// [`FlowOpenError::Refused`] with what the handler's socket said, or why the client was not reached.
+    pub async fn reach(&self, id: &EngagementId, arrival: &Arrival) -> Result<Flow, FlowOpenError> {
+        let request = Request::post(reach::reach_uri(id).map_err(|_| bad_id(id))?).body(());
+        let mut request = request.expect("made of a URI");
+        arrival.write_headers(request.headers_mut());
+        let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
+        let recv = check(response.await?)?;
+        Ok(Flow::new(send, recv))
+    }
+
+    /// Asks the manager something about engagements.
+    ///
+    /// # Errors
+    /// [`FlowOpenError`] when there was no answer.
+    pub async fn call(&self, call: &Call) -> Result<Answer, FlowOpenError> {
+        let uri = Uri::from_static(CALL_URI);
+        let answer = self.ask(uri, CALL_MEDIA_TYPE, call.encode_to_vec().into(), MAX_CALL_BYTES).await?;
+        Answer::decode(answer).map_err(|_| FlowOpenError::BadAnswer(StatusCode::OK))
+    }
+
     /// Asks the cluster's DNS. `query` and the answer are DNS messages (RFC 1035).
     ///
     /// # Errors
@@ -183,6 +239,42 @@ impl Lane {
         let recv = check(response.await?)?;
         Ok(Control::new(send, recv))
     }
+}
+
+impl Arrived {
+    /// The handler has accepted.
+    ///
+    /// # Errors
+    /// [`FlowError::Cancelled`] when the connection is gone already.
+    pub fn connected(self) -> Result<Flow, FlowError> {
+        let (mut sender, receiver) = self.flow.split();
+        sender.send(Bytes::from_static(&[reach::CONNECTED]))?;
+        Ok(Flow::join(sender, receiver))
+    }
+
+    /// The handler was not reached.
+    pub fn refuse(self, why: &OpenRefused) {
+        let (mut sender, receiver) = self.flow.split();
+        // Fails only when the connection is gone already.
+        if sender.reset(why).is_ok() {
+            // Dropping the receiver cancels the stream, and with it the reason.
+            tokio::spawn(linger(receiver));
+        }
+    }
+}
+
+/// Waits for the manager to have read what was sent.
+async fn linger(mut receiver: FlowReceiver) {
+    let to_end = async {
+        while let Some(Ok(data)) = receiver.data().await {
+            receiver.release(data.len())
+        }
+    };
+    let _ = tokio::time::timeout(REFUSAL_LINGER, to_end).await;
+}
+
+fn bad_id(id: &EngagementId) -> FlowOpenError {
+    OpenRefused::new(ErrorClass::Failed, format!("`{id}` cannot be part of a path")).into()
 }
 
 /// Turns any status but 200 into the refusal that its headers describe.

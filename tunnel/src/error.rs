@@ -63,6 +63,18 @@ impl FlowOpenError {
     }
 }
 
+/// A connection was not taken by the client that waited for one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// Its handler did not accept.
+    #[error(transparent)]
+    Refused(#[from] OpenRefused),
+    /// The client's end of the stream is gone; another one may be there.
+    #[error("the client is gone: {0}")]
+    Gone(FlowError),
+}
+
 /// A flow ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -51,6 +51,11 @@ impl Flow {
         Self { sender: FlowSender { stream: send, next: None }, receiver }
     }
 
+    /// Puts the directions together again.
+    pub(crate) fn join(sender: FlowSender, receiver: FlowReceiver) -> Self {
+        Self { sender, receiver }
+    }
+
     /// Prepares the flow to go on on another lane, once.
     pub fn continuation(&mut self) -> Continuation {
         let (sender, next) = oneshot::channel();

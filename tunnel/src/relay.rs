@@ -25,9 +25,9 @@ const DATAGRAM_BACKLOG: usize = 16;
 /// What a relay moved, and how it ended.
 #[derive(Debug, Default)]
 pub struct Relayed {
-    /// Bytes from the flow to the socket.
+    /// Bytes from the flow to the socket, or from the first flow to the second.
     pub to_socket_bytes: u64,
-    /// Bytes from the socket to the flow.
+    /// Bytes from the socket to the flow, or back.
     pub to_flow_bytes: u64,
     /// Datagrams that were dropped because the tunnel was slower than the socket.
     pub dropped_datagrams: u64,
@@ -68,6 +68,45 @@ pub async fn tcp(flow: Flow, socket: TcpStream) -> Relayed {
         }
     }
     relayed
+}
+
+/// Relays between two flows until both directions have ended. Half-close and resets pass in both directions; datagrams are
+/// capsules on either side, so they pass as they are.
+pub async fn flows(a: Flow, b: Flow) -> Relayed {
+    let mut relayed = Relayed::default();
+    let (mut a_sender, mut a_receiver) = a.split();
+    let (mut b_sender, mut b_receiver) = b.split();
+    let ended = tokio::try_join!(
+        pass(&mut a_receiver, &mut b_sender, &mut relayed.to_socket_bytes),
+        pass(&mut b_receiver, &mut a_sender, &mut relayed.to_flow_bytes),
+    );
+    if let Err(error) = ended {
+        let why = match error {
+            FlowError::Reset(why) => why,
+            other => OpenRefused::new(ErrorClass::Reset, other.to_string()),
+        };
+        // One of the two came from there, and either fails only when that end is gone.
+        let _ = a_sender.reset(&why);
+        let _ = b_sender.reset(&why);
+        relayed.error = Some(why);
+    }
+    relayed
+}
+
+async fn pass(from: &mut FlowReceiver, to: &mut FlowSender, moved: &mut u64) -> Result<(), FlowError> {
+    loop {
+        let data = tokio::select! {
+            data = from.data() => data,
+            error = to.cancelled() => return Err(error),
+        };
+        let Some(data) = data.transpose()? else {
+            return to.finish();
+        };
+        let len = data.len();
+        to.send_all(data).await?;
+        from.release(len);
+        *moved += len as u64;
+    }
 }
 
 /// Which side ended a relay early.

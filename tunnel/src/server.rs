@@ -11,6 +11,8 @@ use h2::server::{Builder, Connection, SendResponse};
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
 use tp_protocol::echo;
+use tp_protocol::engage::reach::{self, Arrival};
+use tp_protocol::engage::{EngagementId, call};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, ServerHello, Welcome};
 use tp_protocol::lane::{Direction, stream_window_bytes};
@@ -19,7 +21,7 @@ use tp_protocol::open::{FLOW, Open, OpenRefused, Transport, UDP_PROTOCOL};
 
 use crate::carrier::{Carrier, LaneHandle, LaneStream};
 use crate::control::Control;
-use crate::error::{FlowError, LaneError};
+use crate::error::{FlowError, LaneError, OfferError};
 use crate::flow::{Continuation, Flow, read_to_end};
 use crate::handshake;
 
@@ -34,6 +36,15 @@ pub(crate) const CONTROL_URI: &str = "https://tp-manager/tp.v1/control";
 
 /// Target of a flow that goes on.
 pub(crate) const CONTINUE_URI: &str = "https://tp-manager/tp.v1/continue";
+
+/// Path of a call.
+const CALL_PATH: &str = "/tp.v1/engagements";
+
+/// Target of a call.
+pub(crate) const CALL_URI: &str = "https://tp-manager/tp.v1/engagements";
+
+/// Media type of calls and their answers.
+pub(crate) const CALL_MEDIA_TYPE: &str = "application/protobuf";
 
 /// How long a stream that was reset is remembered, so that frames still under way to it are no error.
 pub(crate) const RESET_MEMORY: Duration = Duration::from_secs(10);
@@ -62,6 +73,12 @@ pub enum Incoming {
     Resolve(MessageRequest),
     /// Ping this.
     Echo(IpAddr, MessageRequest),
+    /// A client is ready to take a connection that arrives for this engagement.
+    Accept(EngagementId, Acceptor),
+    /// An agent has a connection for this engagement.
+    Reach(EngagementId, Arrival, Responder),
+    /// A client asks something about engagements ([`tp_protocol::engage::call`]).
+    Call(MessageRequest),
     /// The control channel.
     Control(Control),
 }
@@ -69,6 +86,13 @@ pub enum Incoming {
 /// Answers an open.
 #[derive(Debug)]
 pub struct Responder {
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+}
+
+/// A stream that a client has open for a connection that arrives.
+#[derive(Debug)]
+pub struct Acceptor {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
 }
@@ -211,6 +235,19 @@ fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> O
             let (message_bytes_max, media_type) = (limits::MAX_DATAGRAM_BYTES, echo::MEDIA_TYPE);
             return Some(Incoming::Echo(dst, MessageRequest { respond, recv, message_bytes_max, media_type }));
         }
+        (&Method::POST, CALL_PATH) => {
+            let (message_bytes_max, media_type) = (call::MAX_CALL_BYTES, CALL_MEDIA_TYPE);
+            return Some(Incoming::Call(MessageRequest { respond, recv, message_bytes_max, media_type }));
+        }
+        (&Method::POST, path) if let Some(id) = reach::parse_path(path, reach::ACCEPT_PATH) => {
+            return Some(Incoming::Accept(id, Acceptor { respond, recv }));
+        }
+        (&Method::POST, path) if let Some(id) = reach::parse_path(path, reach::REACH_PATH) => {
+            match Arrival::from_headers(&parts.headers) {
+                Ok(arrival) => return Some(Incoming::Reach(id, arrival, Responder { respond, recv })),
+                Err(error) => OpenRefused::new(ErrorClass::Failed, error.to_string()),
+            }
+        }
         (&Method::POST, "/tp.v1/control") => {
             let send = respond.send_response(Response::new(()), false).ok()?;
             return Some(Incoming::Control(Control::new(send, recv)));
@@ -254,6 +291,38 @@ impl Responder {
     }
 }
 
+impl Acceptor {
+    /// Hands the client a connection, and waits until its handler has accepted.
+    ///
+    /// # Errors
+    /// [`OfferError`]: what the client says, or that it is gone.
+    pub async fn offer(mut self, arrival: &Arrival) -> Result<Flow, OfferError> {
+        let mut response = Response::new(());
+        arrival.write_headers(response.headers_mut());
+        let send = self.respond.send_response(response, false).map_err(|error| OfferError::Gone(error.into()))?;
+        let (sender, mut receiver) = Flow::new(send, self.recv).split();
+        match receiver.data().await {
+            Some(Ok(data)) if data[..] == [reach::CONNECTED] => {
+                receiver.release(data.len());
+                Ok(Flow::join(sender, receiver))
+            }
+            Some(Err(FlowError::Reset(why))) => Err(why.into()),
+            Some(Err(error)) => Err(OfferError::Gone(error)),
+            Some(Ok(_)) | None => Err(OfferError::Gone(FlowError::BadMessage)),
+        }
+    }
+
+    /// Says that the engagement is over, or that there are too many of these.
+    pub fn refuse(mut self, refused: &OpenRefused) {
+        refuse(&mut self.respond, refused, refused.status());
+    }
+
+    /// Resolves when the client takes it back.
+    pub async fn cancelled(&mut self) {
+        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}
+
 impl ContinueResponder {
     /// The flow goes on here.
     pub fn accept(mut self, continuation: Continuation) {
@@ -287,6 +356,11 @@ impl MessageRequest {
 }
 
 impl MessageResponder {
+    /// Resolves when the client gives up before it was answered.
+    pub async fn cancelled(&mut self) {
+        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+
     /// Sends the message that answers.
     pub fn answer(mut self, message: Bytes) {
         let response = Response::builder().header(CONTENT_TYPE, self.media_type).body(());

@@ -55,6 +55,7 @@ async fn serve(io: tokio::io::DuplexStream) {
                         IpAddr::V6(_) => responder.refuse(&OpenRefused::new(ErrorClass::HostUnreachable, "no answer")),
                     }
                 }
+                Incoming::Accept(..) | Incoming::Reach(..) | Incoming::Call(_) => panic!("not of these tests"),
                 Incoming::Control(control) => {
                     let (mut sender, mut receiver) = control.split();
                     let Some(Ok(ToManager { kind: Some(to_manager::Kind::Pong(ping)) })) = receiver.recv().await else {
@@ -429,7 +430,12 @@ async fn serve_movable(movable: Arc<std::sync::Mutex<Option<Continuation>>>) -> 
                     Some(continuation) if flow == 7 => responder.accept(continuation),
                     _ => responder.refuse(),
                 },
-                Incoming::Resolve(_) | Incoming::Echo(..) | Incoming::Control(_) => panic!("the test moves flows only"),
+                Incoming::Resolve(_)
+                | Incoming::Echo(..)
+                | Incoming::Accept(..)
+                | Incoming::Reach(..)
+                | Incoming::Call(_)
+                | Incoming::Control(_) => panic!("the test moves flows only"),
             }
         }
     });

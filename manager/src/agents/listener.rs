@@ -14,17 +14,23 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tp_protocol::control::from_manager::Kind as From;
+use tp_protocol::control::to_manager::Kind as To;
 use tp_protocol::control::{FromManager, Goodbye, Ping, ToManager};
+use tp_protocol::engage::EngagementId;
+use tp_protocol::engage::reach::Arrival;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, Welcome};
 use tp_protocol::open::OpenRefused;
 use tp_tunnel::carrier::Carrier;
 use tp_tunnel::control::Control;
 use tp_tunnel::error::{FlowError, LaneError};
-use tp_tunnel::server::{self, Incoming, LaneServer};
+use tp_tunnel::relay;
+use tp_tunnel::server::{self, Incoming, LaneServer, Responder};
 
 use super::review::Reviewer;
 use super::{Agents, Registration, admit};
+use crate::engage::Registry;
+use crate::engage::registry::Seat;
 use crate::lane::control::{STOPPING, pings};
 use crate::lane::refuse;
 use crate::listen::accept_errors;
@@ -37,6 +43,8 @@ pub struct AgentServices<R> {
     pub pod: String,
     /// The list.
     pub agents: Agents,
+    /// What agents are there for.
+    pub engagements: Registry,
     /// Reviews tokens.
     pub reviewer: R,
     /// Longest wait for TLS. The hello has its own limit.
@@ -153,7 +161,8 @@ where
     tracing::info!(namespace = who.namespace, pod = who.pod, version = hello.software_version, "agent registered");
     let lane = pending.welcome(welcome).await?;
     drop(turn);
-    let result = talk(services, lane).await;
+    let seat = services.engagements.seat(&who.namespace, &who.pod);
+    let result = talk(services, seat, lane).await;
     drop(registration);
     let error = result.as_ref().err().map(ToString::to_string);
     tracing::info!(namespace = who.namespace, pod = who.pod, error, "agent gone");
@@ -188,8 +197,10 @@ async fn let_in<R: Reviewer>(
     Ok((registration, welcome))
 }
 
-/// Serves what an agent may ask for: its control channel. It opens no flows into the cluster, since it is there.
-async fn talk<R>(services: &AgentServices<R>, mut lane: LaneServer) -> Result<(), LaneError> {
+/// Serves what an agent may ask for: its control channel, and the way to clients. It opens no flows into the cluster, since
+/// it is there.
+async fn talk<R>(services: &AgentServices<R>, seat: Seat, mut lane: LaneServer) -> Result<(), LaneError> {
+    let seat = Arc::new(seat);
     let mut tasks = JoinSet::new();
     let mut stopping = false;
     let not_for_agents = || OpenRefused::new(ErrorClass::Denied, "agents have no use for this");
@@ -201,16 +212,22 @@ async fn talk<R>(services: &AgentServices<R>, mut lane: LaneServer) -> Result<()
                 Some(Ok(Incoming::Open(_, responder))) => responder.refuse(&not_for_agents()),
                 Some(Ok(Incoming::Continue(_, responder))) => responder.refuse(),
                 Some(Ok(Incoming::Resolve(request) | Incoming::Echo(_, request))) => request.refuse(&not_for_agents()),
+                Some(Ok(Incoming::Accept(_, acceptor))) => acceptor.refuse(&not_for_agents()),
+                Some(Ok(Incoming::Call(request))) => request.refuse(&not_for_agents()),
+                Some(Ok(Incoming::Reach(id, arrival, responder))) => {
+                    let (registry, seat) = (services.engagements.clone(), Arc::clone(&seat));
+                    tasks.spawn(async move { reach(&registry, &seat, &id, &arrival, responder).await });
+                }
                 Some(Ok(Incoming::Control(control))) => {
-                    let stopping = services.stopping.clone();
+                    let (stopping, seat) = (services.stopping.clone(), Arc::clone(&seat));
                     tasks.spawn(async move {
-                        if let Err(error) = serve_control(&stopping, control).await {
+                        if let Err(error) = serve_control(&stopping, &seat, control).await {
                             tracing::debug!(%error, "agent's control channel lost");
                         }
                     });
                 }
             },
-            Some(ended) = tasks.join_next() => log_end("agent's control channel", ended),
+            Some(ended) = tasks.join_next() => log_end("agent's stream", ended),
             () = services.stopping.cancelled(), if !stopping => {
                 stopping = true;
                 lane.graceful_shutdown();
@@ -219,12 +236,38 @@ async fn talk<R>(services: &AgentServices<R>, mut lane: LaneServer) -> Result<()
     }
 }
 
+/// Brings an agent's connection to a client, and relays until both ends are done.
+async fn reach(registry: &Registry, seat: &Seat, id: &EngagementId, arrival: &Arrival, mut responder: Responder) {
+    let reached = tokio::select! {
+        reached = registry.reach(seat.pod(), id, arrival) => reached,
+        () = responder.cancelled() => return,
+    };
+    match reached {
+        Ok(client) => {
+            // Fails when the caller has given up meanwhile.
+            let Ok(agent) = responder.accept() else { return };
+            let relayed = relay::flows(agent, client).await;
+            let error = relayed.error.map(|error| error.to_string());
+            tracing::debug!(engagement = %id, source = %arrival.source, error, "connection ended");
+        }
+        Err(why) => {
+            tracing::debug!(engagement = %id, source = %arrival.source, %why, "client not reached");
+            responder.refuse(&why);
+        }
+    }
+}
+
 /// Serves an agent's control channel until either end closes it.
-async fn serve_control(stopping: &CancellationToken, control: Control) -> Result<(), FlowError> {
+async fn serve_control(stopping: &CancellationToken, seat: &Seat, control: Control) -> Result<(), FlowError> {
     let (mut sender, mut receiver) = control.split();
     let mut pings = pings();
+    let mut orders = seat.orders.clone();
     loop {
         tokio::select! {
+            Ok(()) = orders.changed() => {
+                let next = orders.borrow_and_update().clone();
+                sender.send(&FromManager::from(From::Orders(next))).await?;
+            }
             number = pings.next() => sender.send(&FromManager::from(From::Ping(Ping { number }))).await?,
             () = stopping.cancelled() => {
                 let goodbye = From::Goodbye(Goodbye { reason: STOPPING.to_owned() });
@@ -234,8 +277,11 @@ async fn serve_control(stopping: &CancellationToken, control: Control) -> Result
             }
             message = receiver.recv::<ToManager>() => match message {
                 None => return Ok(()),
-                // Goodbyes and pongs: the end of the lane says the same.
-                Some(message) => drop(message?),
+                Some(message) => match message?.kind {
+                    Some(To::AgentState(state)) => seat.on_state(state),
+                    // Of the others the end of the lane says the same.
+                    Some(To::Goodbye(_) | To::Pong(_)) | None => {}
+                },
             },
         }
     }

@@ -37,9 +37,12 @@ async fn talk(
 ) -> Result<(), FlowError> {
     let mut info = services.info.clone();
     let mut agents = services.agents.watch();
-    // Both are sent at the start, as if they had just changed.
+    // All are sent at the start, as if they had just changed.
+    let mut engagements = services.engagements.registry.changes();
     info.mark_changed();
     agents.mark_changed();
+    engagements.mark_changed();
+    let mut told = None;
     let mut pings = pings();
     let mut answered = 0;
     loop {
@@ -56,6 +59,17 @@ async fn talk(
             Ok(()) = agents.changed() => {
                 let list = agents.borrow_and_update().clone();
                 send(sender, From::Agents(list.to_message())).await?;
+            }
+            Ok(()) = engagements.changed() => {
+                engagements.mark_unchanged();
+                let held = services.engagements.registry.held_by(session);
+                if told.as_ref() != Some(&held) {
+                    // A client that holds none from the start needs no word of it.
+                    if told.is_some() || !held.engagements.is_empty() {
+                        send(sender, From::Engagements(held.clone())).await?;
+                    }
+                    told = Some(held);
+                }
             }
             number = pings.next() => {
                 if answered + 1 < number {
@@ -93,8 +107,8 @@ fn on_message(services: &Services, session: &SessionId, message: ToManager) -> O
     match message.kind {
         Some(To::Goodbye(goodbye)) => services.hub.goodbye(session, goodbye.reason),
         Some(To::Pong(pong)) => return Some(pong.number),
-        // A message of a later version.
-        None => {}
+        // An agent's, or a message of a later version.
+        Some(To::AgentState(_)) | None => {}
     }
     None
 }

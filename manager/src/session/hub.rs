@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey};
 use tp_protocol::limits::MAX_ECHOES;
@@ -22,6 +22,9 @@ const ID_BYTES: usize = 8;
 
 /// Bytes of a session's secret: enough not to be guessed.
 const SECRET_BYTES: usize = 32;
+
+/// Calls about engagements of one session at once.
+const CALLS_MAX: usize = 16;
 
 /// How much one session may have open.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,8 @@ struct Shared {
     state: Mutex<State>,
     /// The next timeout may be another.
     changed: Notify,
+    /// Sessions that have ended so far.
+    ended: watch::Sender<u64>,
     random: SystemRandom,
     flow_limits: FlowLimits,
     grace: Duration,
@@ -88,6 +93,8 @@ pub struct Budget {
     pub dials: Semaphore,
     /// One permit per ping without an answer yet.
     pub echoes: Arc<Semaphore>,
+    /// One permit per call about engagements without an answer yet.
+    pub calls: Arc<Semaphore>,
     /// Flows that can go on on another lane, by their numbers; held for one map operation at a time.
     movable: Mutex<HashMap<u64, Continuation>>,
 }
@@ -124,6 +131,7 @@ impl Hub {
         let shared = Shared {
             state: Mutex::new(state),
             changed: Notify::new(),
+            ended: watch::Sender::default(),
             random: SystemRandom::new(),
             flow_limits,
             grace: limits.grace,
@@ -158,6 +166,7 @@ impl Hub {
                 flows: Arc::new(Semaphore::new(limits.flows)),
                 dials: Semaphore::new(limits.pending_dials),
                 echoes: Arc::new(Semaphore::new(MAX_ECHOES)),
+                calls: Arc::new(Semaphore::new(CALLS_MAX)),
                 movable: Mutex::default(),
             })
         });
@@ -170,7 +179,7 @@ impl Hub {
             lane: admission.lane,
             hub: self.clone(),
         };
-        state.react();
+        self.react(&mut state);
         Ok(Admitted::New(ticket))
     }
 
@@ -184,7 +193,19 @@ impl Hub {
     pub fn goodbye(&self, session: &SessionId, reason: String) {
         let mut state = self.lock();
         state.sessions.on_goodbye(session, reason);
-        state.react();
+        self.react(&mut state);
+    }
+
+    /// Whether the session is here, and its client too; `None` when it is over.
+    #[must_use]
+    pub fn is_awake(&self, session: &SessionId) -> Option<bool> {
+        self.lock().sessions.is_awake(session)
+    }
+
+    /// Follows how many sessions have ended.
+    #[must_use]
+    pub fn ended(&self) -> watch::Receiver<u64> {
+        self.shared.ended.subscribe()
     }
 
     /// Returns how many sessions there are.
@@ -208,9 +229,17 @@ impl Hub {
                 () = timer => {
                     let mut state = self.lock();
                     state.sessions.handle_timeout(now());
-                    state.react();
+                    self.react(&mut state);
                 }
             }
+        }
+    }
+
+    /// Carries the core's events out.
+    fn react(&self, state: &mut State) {
+        let ended = state.react();
+        if ended > 0 {
+            self.shared.ended.send_modify(|count| *count += ended);
         }
     }
 
@@ -233,8 +262,9 @@ impl Hub {
 }
 
 impl State {
-    /// Carries the core's events out.
-    fn react(&mut self) {
+    /// Carries the core's events out; returns how many sessions have ended.
+    fn react(&mut self) -> u64 {
+        let mut ended = 0;
         while let Some(event) = self.sessions.poll_event() {
             match event {
                 Event::LaneReplaced(lane) | Event::LaneGivenUp(lane) => self.close(lane),
@@ -242,9 +272,11 @@ impl State {
                     tracing::info!(%session, %why, "session ended");
                     self.budgets.remove(&session);
                     lanes.into_iter().for_each(|lane| self.close(lane));
+                    ended += 1;
                 }
             }
         }
+        ended
     }
 
     fn close(&mut self, lane: LaneId) {

@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tp_manager::agents::Agents;
 use tp_manager::agents::listener::{self, AgentServices};
 use tp_manager::agents::review::{ReviewError, Reviewed, Reviewer};
+use tp_manager::engage::Registry;
 use tp_manager::pki::Ca;
+use tp_manager::session::SessionLimits;
+use tp_manager::session::hub::{FlowLimits, Hub};
 use tp_protocol::control::{FromManager, from_manager};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{AgentIdentity, ClientHello, RefusalCode};
@@ -66,9 +69,11 @@ impl Door {
             .with_no_client_auth();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (agents, stopping) = (Agents::new(8), CancellationToken::new());
+        let limits = SessionLimits { sessions: 1, lanes_per_session: 1, grace: Duration::from_secs(120) };
         let services = AgentServices {
             pod: "tp-manager-0".into(),
             agents: agents.clone(),
+            engagements: Registry::new(Hub::new(limits, FlowLimits { flows: 1, pending_dials: 1 })),
             reviewer: Double,
             handshake: Duration::from_millis(500),
             stopping: stopping.clone(),

@@ -93,7 +93,7 @@ async fn a_stopping_manager_says_goodbye() {
     let goodbye = loop {
         match next(&mut receiver).await {
             Kind::Goodbye(goodbye) => break goodbye,
-            Kind::ClusterInfo(_) | Kind::Agents(_) | Kind::Ping(_) => {}
+            Kind::ClusterInfo(_) | Kind::Agents(_) | Kind::Ping(_) | Kind::Engagements(_) | Kind::Orders(_) => {}
         }
     };
     assert_eq!(goodbye.reason, "the manager is stopping");

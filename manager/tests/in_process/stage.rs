@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tp_manager::agents::Agents;
 use tp_manager::dial::Dialer;
 use tp_manager::dns::Forwarder;
+use tp_manager::engage::{Engagements, Registry};
 use tp_manager::lane::{self, Services};
 use tp_manager::policy::{Loopback, Policy};
 use tp_manager::session::SessionLimits;
@@ -74,9 +75,11 @@ impl Stage {
         let dns = Arc::new(Forwarder::new(nameservers, Duration::from_secs(2), 64));
         let limits = SessionLimits { sessions: 4, lanes_per_session: 3, grace: Duration::from_secs(120) };
         let domain = "cluster.local".to_owned();
+        let hub = Hub::new(limits, FlowLimits { flows: FLOWS_MAX, pending_dials: 4 });
         let services = Services {
             pod: "tp-manager-0".to_owned(),
-            hub: Hub::new(limits, FlowLimits { flows: FLOWS_MAX, pending_dials: 4 }),
+            engagements: Engagements::new(Registry::new(hub.clone()), None),
+            hub,
             dialer: Dialer::new(policy.subscribe(), dns.clone(), domain, Duration::from_secs(5)),
             dns,
             info: info.subscribe(),

@@ -28,6 +28,7 @@ use tower::ServiceBuilder;
 use tp_manager::agents::Agents;
 use tp_manager::dial::Dialer;
 use tp_manager::dns::Forwarder;
+use tp_manager::engage::{Engagements, Registry};
 use tp_manager::lane::{self, Services};
 use tp_manager::policy::{Loopback, Policy};
 use tp_manager::session::SessionLimits;
@@ -64,9 +65,11 @@ impl ApiServer {
         let policy = watch::Sender::new(Arc::new(Policy { loopback: Loopback::Dial, ..Policy::default() }));
         let dns = Arc::new(Forwarder::new(Vec::new(), Duration::from_secs(2), 64));
         let limits = SessionLimits { sessions: 4, lanes_per_session: 8, grace: Duration::from_secs(120) };
+        let hub = Hub::new(limits, FlowLimits { flows: 64, pending_dials: 16 });
         let services = Services {
             pod: "tp-manager-0".to_owned(),
-            hub: Hub::new(limits, FlowLimits { flows: 64, pending_dials: 16 }),
+            engagements: Engagements::new(Registry::new(hub.clone()), None),
+            hub,
             dialer: Dialer::new(policy.subscribe(), dns.clone(), "cluster.local".to_owned(), Duration::from_secs(5)),
             dns,
             info: info.subscribe(),

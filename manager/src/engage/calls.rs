@@ -1,0 +1,289 @@
+//! What clients ask for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::{Api, ListParams, PostParams};
+use kube::{Client, ResourceExt};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::time::timeout;
+use tp_protocol::engage::call::{
+    Answer, Call, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, Mode, answer, call,
+};
+use tp_protocol::engage::wire;
+use tp_protocol::hello::SessionKey;
+
+use super::registry::{Phase, secret_sha256};
+use super::stand_in::{Record, StandIn, fresh_id, lease};
+use super::workload::Workload;
+use super::{Cluster, Engagements, failure, service, workload};
+use crate::session::SessionId;
+
+/// How long a stand-in may take until traffic arrives: its image has to be pulled.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long leaving may take.
+const LEAVE_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long writing a Lease may take.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Services of one namespace that are looked at.
+const SERVICES_MAX: u32 = 5_000;
+
+/// Random bytes in an engagement's id.
+const ID_BYTES: usize = 5;
+
+impl Engagements {
+    /// Does what a client asks for.
+    pub(crate) async fn call(&self, session: &SessionKey, call: Call) -> Answer {
+        let id = SessionId::from(&*session.id);
+        let done = match call.kind {
+            Some(call::Kind::Engage(engage)) => self.engage(session, engage).await.map(answer::Kind::Engaged),
+            Some(call::Kind::Leave(leave)) => self.leave(&id, &leave).await.map(answer::Kind::Left),
+            Some(call::Kind::List(list)) => self.list(&id, &list.namespace).await.map(answer::Kind::Listed),
+            None => {
+                Err(failure("the manager does not know this call", "`tp helm upgrade` brings the client's version"))
+            }
+        };
+        Answer { kind: Some(done.unwrap_or_else(answer::Kind::Failure)) }
+    }
+
+    fn cluster(&self) -> Result<&Arc<Cluster>, Failure> {
+        self.cluster.as_ref().ok_or_else(|| {
+            failure("engaging workloads is switched off", "the chart's value engage.enabled switches it on")
+        })
+    }
+
+    async fn list(&self, session: &SessionId, namespace: &str) -> Result<Listed, Failure> {
+        let cluster = self.cluster()?;
+        let workloads = match namespace {
+            "" => Vec::new(),
+            _ => workload::list(&cluster.client, namespace).await?,
+        };
+        let workloads = workloads.iter().map(Workload::to_string).collect();
+        Ok(Listed { workloads, engagements: self.registry.list(namespace, session) })
+    }
+
+    async fn engage(&self, session: &SessionKey, asked: Engage) -> Result<Held, Failure> {
+        let cluster = self.cluster()?;
+        if asked.mode() == Mode::Sidecar {
+            return Err(failure(
+                "this manager cannot put agents into a workload's own pods",
+                "leave --mode out, or say --mode stand-in",
+            ));
+        }
+        if asked.what() == wire::Kind::Replace {
+            return Err(failure(
+                "this manager cannot replace a workload's containers",
+                "`tp intercept` takes its traffic",
+            ));
+        }
+        let namespace = asked.namespace.as_str();
+        if cluster.forbids(namespace) {
+            let hint = "the chart's value engage.forbiddenNamespaces has the list; the manager's own is always on it";
+            return Err(failure(format!("workloads of namespace {namespace} are not to be engaged"), hint));
+        }
+        let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
+        if workload.template.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+            let why = format!("the pods of {workload} use their nodes' network");
+            return Err(failure(why, "a stand-in cannot take the place of such a pod"));
+        }
+        let service = service::find(services(&cluster.client, namespace).await?, &workload, &asked.service)?;
+        let held = held(&asked, &workload, &service)?;
+        let stand_in = StandIn::new(&cluster.namespace, namespace, &workload.to_string(), &held.service);
+        let record = Record { held, session: session.id.clone(), secret_sha256: secret_sha256(&session.secret) };
+        self.registry.add(record.clone(), &stand_in, asked.replace_held)?;
+        let made = self.make(cluster, &stand_in, &record).await;
+        let id = &record.held.id;
+        if let Err(failure) = &made {
+            tracing::info!(engagement = id, workload = stand_in.workload, why = failure.message, "not engaged");
+            self.registry.end(id);
+        }
+        made?;
+        let all = self.registry.list(namespace, &SessionId::from(&*session.id));
+        all.into_iter().find(|held| held.id == *id).ok_or_else(|| failure("the engagement was ended meanwhile", ""))
+    }
+
+    /// Writes the Lease and waits until traffic arrives. The engagement ends when the client does not wait for that.
+    async fn make(&self, cluster: &Arc<Cluster>, stand_in: &StandIn, record: &Record) -> Result<(), Failure> {
+        let id = &record.held.id;
+        let abandoned = EndOnDrop { engagements: self, id, is_armed: true };
+        // By a task of its own: a Lease that is made has to be known of, whatever becomes of the client.
+        let written = tokio::spawn(self.clone().write_lease(Arc::clone(cluster), stand_in.clone(), record.clone()));
+        written.await.unwrap_or_else(|panic| Err(failure(panic.to_string(), "")))?;
+        let mut phase = self.registry.phase(id).ok_or_else(|| failure("the engagement was ended meanwhile", ""))?;
+        let settled = timeout(START_LIMIT, phase.wait_for(|phase| *phase != Phase::Pending)).await;
+        let settled = settled.map(|settled| settled.map_or(Phase::Ended, |phase| phase.clone()));
+        match settled {
+            Ok(Phase::InForce) => {
+                abandoned.disarm();
+                Ok(())
+            }
+            Ok(Phase::Failed(failure)) => Err(failure),
+            Ok(Phase::Pending | Phase::Ending | Phase::Ended) => Err(failure("the engagement was ended meanwhile", "")),
+            Err(_) => Err(failure(
+                format!("the stand-in of {} is not ready after {} s", stand_in.workload, START_LIMIT.as_secs()),
+                format!(
+                    "`kubectl -n {} describe pod -l {}={}` says why",
+                    stand_in.namespace,
+                    service::STAND_IN,
+                    stand_in.name
+                ),
+            )),
+        }
+    }
+
+    async fn write_lease(self, cluster: Arc<Cluster>, stand_in: StandIn, record: Record) -> Result<(), Failure> {
+        let id = &record.held.id;
+        let leases = Api::<Lease>::namespaced(cluster.client.clone(), &stand_in.namespace);
+        let object = lease(&cluster.namespace, &stand_in, &record, self.registry.grace().as_secs(), Timestamp::now());
+        let params = PostParams::default();
+        let made = match timeout(WRITE_LIMIT, leases.create(&params, &object)).await {
+            Ok(made) => made.map_err(|error| error.to_string()),
+            // One that is made all the same is found by its watch, and taken up with nobody to hold it for long.
+            Err(_) => Err(format!("no answer for {} s", WRITE_LIMIT.as_secs())),
+        };
+        match made {
+            Ok(made) => {
+                self.registry.on_lease_made(id, made.uid().unwrap_or_default());
+                // Also when the engagement was ended meanwhile: the Lease has to go.
+                self.start(&stand_in);
+                Ok(())
+            }
+            Err(why) => {
+                self.registry.forget(id);
+                Err(failure(format!("cannot make the Lease {id} in namespace {}: {why}", stand_in.namespace), ""))
+            }
+        }
+    }
+
+    async fn leave(&self, session: &SessionId, asked: &Leave) -> Result<Message, Failure> {
+        let mine = self.registry.held_by(session).engagements;
+        let is_meant = |held: &&Held| {
+            let name = held.workload.split_once('/').map_or("", |(_, name)| name);
+            let in_namespace = asked.namespace.is_empty() || asked.namespace == held.namespace;
+            in_namespace && (asked.what.is_empty() || [&*held.id, &*held.workload, name].contains(&&*asked.what))
+        };
+        let meant: Vec<Held> = mine.iter().filter(is_meant).cloned().collect();
+        if meant.is_empty() && !asked.what.is_empty() {
+            let held: Vec<&str> = mine.iter().map(|held| held.workload.as_str()).collect();
+            let hint = if held.is_empty() {
+                "it engages nothing".to_owned()
+            } else {
+                format!("it engages {}", held.join(", "))
+            };
+            return Err(failure(format!("this connection does not engage {}", asked.what), hint));
+        }
+        let mut phases = Vec::new();
+        for held in &meant {
+            phases.extend(self.registry.phase(&held.id));
+            self.registry.end(&held.id);
+        }
+        for mut phase in phases {
+            let ended = timeout(LEAVE_LIMIT, phase.wait_for(|phase| *phase == Phase::Ended)).await;
+            if ended.is_err() {
+                let hint = "the manager goes on trying; `tp list` shows what is wrong";
+                return Err(failure("the workload's traffic is not back yet", hint));
+            }
+        }
+        Ok(Message { engagements: meant })
+    }
+}
+
+/// Ends an engagement whose client has stopped waiting for it.
+struct EndOnDrop<'a> {
+    engagements: &'a Engagements,
+    id: &'a str,
+    is_armed: bool,
+}
+
+impl EndOnDrop<'_> {
+    fn disarm(mut self) {
+        self.is_armed = false;
+    }
+}
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.is_armed {
+            self.engagements.registry.end(self.id);
+        }
+    }
+}
+
+async fn services(client: &Client, namespace: &str) -> Result<Vec<Service>, Failure> {
+    let list =
+        Api::<Service>::namespaced(client.clone(), namespace).list(&ListParams::default().limit(SERVICES_MAX)).await;
+    Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
+}
+
+/// What is asked for, with what the cluster knows of it.
+fn held(asked: &Engage, workload: &Workload, service: &Service) -> Result<Held, Failure> {
+    let name = service.name_any();
+    let all = service::ports(service, workload, &asked.container)?;
+    let mut ports: Vec<HeldPort> = Vec::new();
+    for asked in &asked.ports {
+        let port = service::port(&all, asked, &name)?;
+        let local = match asked.local.strip_suffix(":0") {
+            Some(address) => format!("{address}:{}", port.container_port),
+            None => asked.local.clone(),
+        };
+        if ports.iter().any(|it| (it.port, it.transport()) == (port.container_port.into(), port.transport)) {
+            let why = format!("port {} of {workload} is to be engaged twice", port.container_port);
+            return Err(failure(why, "two ports of the Service may lead to it: name one of them"));
+        }
+        ports.push(HeldPort {
+            port: port.container_port.into(),
+            transport: port.transport.into(),
+            service_port: port.service_port.into(),
+            local,
+        });
+    }
+    let mut random = [0; ID_BYTES];
+    SystemRandom::new().fill(&mut random).map_err(|_| failure("the manager has no randomness", ""))?;
+    let held = Held {
+        id: fresh_id(&workload.name, &random),
+        namespace: asked.namespace.clone(),
+        workload: workload.to_string(),
+        service: name,
+        what: asked.what,
+        mode: Mode::StandIn.into(),
+        why_mode: "it restarts nothing".to_owned(),
+        ports,
+        filter: asked.filter.clone(),
+        when_away: asked.when_away,
+        holder: asked.holder.clone(),
+        since: Timestamp::now().as_second(),
+        wait_ms: asked.wait_ms,
+        ..Held::default()
+    };
+    if held.ports.is_empty() {
+        return Err(failure("no port is engaged", "say which with --port LOCAL:REMOTE"));
+    }
+    // What an agent would refuse is refused here.
+    for order in orders_of(&held) {
+        tp_protocol::engage::Engagement::try_from(&order).map_err(|error| failure(error.to_string(), ""))?;
+    }
+    Ok(held)
+}
+
+/// An engagement as its agent has to carry it out: one for each port.
+pub(super) fn orders_of(held: &Held) -> impl Iterator<Item = wire::Engagement> + '_ {
+    held.ports.iter().map(|port| {
+        let transport = if port.transport() == wire::Transport::Udp { "udp" } else { "tcp" };
+        wire::Engagement {
+            id: format!("{}#{}/{transport}", held.id, port.port),
+            kind: held.what,
+            port: port.port,
+            transport: port.transport,
+            filter: held.filter.clone(),
+            when_away: held.when_away,
+            wait_ms: held.wait_ms,
+            plaintext: false,
+        }
+    })
+}

@@ -1,0 +1,188 @@
+use tp_protocol::engage::call::HeldPort;
+use tp_protocol::engage::wire::{self, FilterMessage, HeaderRuleMessage, header_rule};
+use tp_protocol::hello::ClientHello;
+
+use super::*;
+use crate::session::SessionLimits;
+use crate::session::hub::{Admitted, FlowLimits, Ticket};
+
+fn registry() -> Registry {
+    let limits = SessionLimits { sessions: 8, lanes_per_session: 2, grace: Duration::from_secs(120) };
+    Registry::new(Hub::new(limits, FlowLimits { flows: 8, pending_dials: 2 }))
+}
+
+/// A client that is here for as long as its ticket.
+fn client(registry: &Registry) -> Ticket {
+    match registry.hub().admit(&ClientHello::new("0.1.0", "demo")).unwrap() {
+        Admitted::New(ticket) => ticket,
+        Admitted::Resumed { .. } => panic!("a new client has nothing to resume"),
+    }
+}
+
+fn stand_in() -> StandIn {
+    StandIn::new("tp-system", "shop", "deployment/web", "web")
+}
+
+/// An intercept of port 8080, of the requests whose header `x-user` is `user`, or of all.
+fn record(id: &str, key: &SessionKey, user: Option<&str>) -> Record {
+    let filter = user.map(|user| FilterMessage {
+        headers: vec![HeaderRuleMessage {
+            name: "x-user".into(),
+            member: None,
+            value: Some(header_rule::Value::Exact(user.into())),
+        }],
+        rule_count: 1,
+        ..FilterMessage::default()
+    });
+    let held = Held {
+        id: id.into(),
+        namespace: "shop".into(),
+        workload: "deployment/web".into(),
+        service: "web".into(),
+        what: wire::Kind::Intercept.into(),
+        ports: vec![HeldPort { port: 8080, transport: wire::Transport::Tcp.into(), ..HeldPort::default() }],
+        filter,
+        holder: "ann@laptop".into(),
+        ..Held::default()
+    };
+    Record { held, session: key.id.clone(), secret_sha256: secret_sha256(&key.secret) }
+}
+
+fn phase(registry: &Registry, id: &str) -> Option<Phase> {
+    registry.phase(id).map(|phase| phase.borrow().clone())
+}
+
+#[tokio::test]
+async fn filters_that_are_disjoint_share_a_workload_and_others_are_refused_by_the_holders_name() {
+    let registry = registry();
+    let ann = client(&registry);
+    for user in ["ann", "bob"] {
+        registry.add(record(user, &ann.key, Some(user)), &stand_in(), false).unwrap();
+    }
+    for user in [Some("ann"), None] {
+        let refused = registry.add(record("again", &ann.key, user), &stand_in(), true).unwrap_err();
+        assert!(refused.message.contains("ann@laptop") && refused.message.contains("8080"), "{refused:?}");
+    }
+    let tap = record("tap", &ann.key, None);
+    let tap = Record { held: Held { what: wire::Kind::Wiretap.into(), ..tap.held }, ..tap };
+    registry.add(tap, &stand_in(), false).unwrap();
+    let other = StandIn::new("tp-system", "shop", "deployment/canary", "web");
+    let refused = registry.add(record("other", &ann.key, None), &other, false).unwrap_err();
+    assert!(refused.message.contains("engaged as that of deployment/web"), "one Service is narrowed to one stand-in");
+}
+
+#[tokio::test]
+async fn a_holder_that_is_gone_is_replaced_when_that_is_asked_for() {
+    let registry = registry();
+    let (ann, bob) = (client(&registry), client(&registry));
+    registry.add(record("old", &ann.key, None), &stand_in(), false).unwrap();
+    let refused = registry.add(record("new", &bob.key, None), &stand_in(), true).unwrap_err();
+    assert!(!refused.hint.contains("--replace-held"), "its holder is here");
+    drop(ann);
+    let refused = registry.add(record("new", &bob.key, None), &stand_in(), false).unwrap_err();
+    assert!(refused.hint.contains("--replace-held"), "{refused:?}");
+    registry.add(record("new", &bob.key, None), &stand_in(), true).unwrap();
+    assert_eq!((phase(&registry, "old"), phase(&registry, "new")), (Some(Phase::Ending), Some(Phase::Pending)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lease_tells_of_is_kept_for_the_grace_time_and_adopted_by_its_holder_alone() {
+    let old = SessionKey { id: "s-old".into(), secret: vec![7; 32] };
+    let forged = SessionKey { secret: vec![8; 32], ..old.clone() };
+    // Whether the client comes back before or after the Leases are read.
+    for comes_first in [true, false] {
+        let registry = registry();
+        let ann = client(&registry);
+        registry.adopt(&forged, &ann.key);
+        if comes_first {
+            registry.adopt(&old, &ann.key);
+        }
+        assert!(registry.take_up(record("e-1", &old, None), &stand_in(), "u-1".into()));
+        assert!(!registry.take_up(record("e-1", &old, None), &stand_in(), "u-1".into()), "it is known");
+        if !comes_first {
+            registry.adopt(&forged, &ann.key);
+            assert!(registry.held_by(&ann.session).engagements.is_empty());
+            registry.adopt(&old, &ann.key);
+        }
+        assert_eq!(registry.held_by(&ann.session).engagements.len(), 1);
+        tokio::time::sleep(Duration::from_secs(121)).await;
+        registry.end_without_session();
+        assert_eq!(phase(&registry, "e-1"), Some(Phase::InForce));
+    }
+    let registry = registry();
+    registry.take_up(record("e-1", &old, None), &stand_in(), "u-1".into());
+    tokio::time::sleep(Duration::from_secs(119)).await;
+    registry.end_without_session();
+    assert_eq!(phase(&registry, "e-1"), Some(Phase::InForce));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    registry.end_without_session();
+    assert_eq!(phase(&registry, "e-1"), Some(Phase::Ending));
+}
+
+#[tokio::test]
+async fn goodbye_ends_what_the_session_holds() {
+    let registry = registry();
+    let ann = client(&registry);
+    registry.add(record("e-1", &ann.key, None), &stand_in(), false).unwrap();
+    registry.end_without_session();
+    assert_eq!(phase(&registry, "e-1"), Some(Phase::Pending));
+    registry.hub().goodbye(&ann.session, "quit".into());
+    registry.end_without_session();
+    assert_eq!(phase(&registry, "e-1"), Some(Phase::Ending));
+    assert_eq!(registry.held_by_the_awake(), []);
+}
+
+#[tokio::test]
+async fn only_a_lease_of_the_same_uid_ends_an_engagement() {
+    let registry = registry();
+    let ann = client(&registry);
+    registry.add(record("e-1", &ann.key, None), &stand_in(), false).unwrap();
+    registry.on_lease_made("e-1", "u-1".into());
+    registry.on_lease_gone("e-1", Some("u-2"), true);
+    assert_eq!(phase(&registry, "e-1"), Some(Phase::Pending));
+    registry.on_lease_gone("e-1", Some("u-1"), false);
+    assert_eq!(phase(&registry, "e-1"), Some(Phase::Ending));
+    registry.set_phase("e-1", Phase::Ended);
+    assert!(!registry.take_up(record("e-1", &ann.key, None), &stand_in(), "u-1".into()), "its Lease goes still");
+    registry.on_lease_gone("e-1", Some("u-1"), true);
+    assert!(registry.with_lease().is_empty());
+}
+
+#[tokio::test]
+async fn who_waits_for_an_engagement_learns_why_it_failed() {
+    let registry = registry();
+    let ann = client(&registry);
+    registry.add(record("e-1", &ann.key, None), &stand_in(), false).unwrap();
+    let mut phase = registry.phase("e-1").unwrap();
+    let why = failure("no image", "");
+    registry.set_phase("e-1", Phase::Failed(why.clone()));
+    registry.set_phase("e-1", Phase::Ended);
+    assert_eq!(*phase.wait_for(|phase| *phase != Phase::Pending).await.unwrap(), Phase::Failed(why));
+}
+
+#[tokio::test]
+async fn agents_answer_for_their_own_stand_in_and_for_the_orders_of_now() {
+    let registry = registry();
+    let ann = client(&registry);
+    registry.add(record("e-1", &ann.key, None), &stand_in(), false).unwrap();
+    let pod = format!("{}-x7c2d", stand_in().name);
+    let orders = Orders { ports: Vec::new(), engagements: Vec::new(), number: 0 };
+    assert_eq!(registry.order("shop", &pod, &orders), None, "it is not here");
+    let seat = registry.seat("shop", &pod);
+    let elsewhere = registry.seat("shop", "web-1");
+    let more = Orders { ports: vec![tp_protocol::engage::call::AgentPort::default()], ..orders };
+    assert_eq!(registry.order("shop", &pod, &more), None);
+    assert_eq!(seat.orders.borrow().number, 1);
+    let report = Report { id: "e-1#8080/tcp".into(), is_away: true, ..Report::default() };
+    let said = AgentState { number: 1, reports: vec![report], ..AgentState::default() };
+    elsewhere.on_state(said.clone());
+    assert_eq!(registry.list("shop", &ann.session)[0].report, None, "another pod has no say");
+    seat.on_state(said.clone());
+    assert_eq!(registry.order("shop", &pod, &more), Some(said));
+    assert!(registry.list("shop", &ann.session)[0].report.as_ref().unwrap().is_away);
+    let id = EngagementId::new("e-1").unwrap();
+    let arrival =
+        Arrival { port: 8080, transport: tp_protocol::open::Transport::Tcp, source: "10.0.0.1:1".parse().unwrap() };
+    let refused = registry.reach(elsewhere.pod(), &id, &arrival).await.unwrap_err();
+    assert_eq!(refused.class, ErrorClass::Denied);
+}

@@ -1,0 +1,360 @@
+//! The objects of a stand-in: a ReplicaSet of one pod with tp-agent alone, and the Lease of each engagement.
+
+use std::collections::BTreeSet;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use prost::Message;
+use serde_json::{Value, json};
+use tp_protocol::engage::call::Held;
+use tp_protocol::engage::wire::Transport;
+
+use super::service::{Port, STAND_IN};
+use super::workload::Workload;
+use crate::config::AgentPod;
+
+/// Label of all that tp makes.
+pub(crate) const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "tp");
+
+/// Label of an engagement's Lease; the value is the stand-in's name.
+pub(crate) const ENGAGEMENT: &str = "tp/engagement";
+
+/// Label of Leases and ReplicaSets; the value is the namespace of the manager that looks after them.
+pub(crate) const MANAGER: &str = "tp/manager";
+
+/// Keeps a Lease until the Service has its own selector back.
+pub(crate) const FINALIZER: &str = "tp/widen";
+
+/// Annotations of a Lease: the engagement as a message in base64, its session, and the SHA-256 of the session's secret in
+/// hexadecimal digits.
+const HELD: &str = "tp/held";
+const SESSION: &str = "tp/session";
+const SECRET_SHA256: &str = "tp/session-secret-sha256";
+
+/// Annotation of a stand-in's pod: whose certificates its agent trusts.
+const CA: &str = "tp/manager-ca";
+
+/// The probe's port, and where to look for another when the app has it.
+const HEALTH_PORT: u16 = 7490;
+
+/// Longest label value, and name of a pod without its suffix (RFC 1123 label; 63 characters).
+const NAME_BYTES_MAX: usize = 52;
+
+/// Which stand-in: the pods of a workload behind a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct StandIn {
+    pub(crate) namespace: String,
+    /// Name of its ReplicaSet, and value of its label.
+    pub(crate) name: String,
+    pub(crate) service: String,
+    /// `KIND/NAME`.
+    pub(crate) workload: String,
+}
+
+/// What a Lease says.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) held: Held,
+    pub(crate) session: String,
+    pub(crate) secret_sha256: String,
+}
+
+impl StandIn {
+    /// The stand-in of a workload, `KIND/NAME`, behind a Service, of the manager in namespace `manager`.
+    pub(crate) fn new(manager: &str, namespace: &str, workload: &str, service: &str) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, format!("{manager} {workload} {service}").as_bytes());
+        let name = format!("tp-{}-{}", short(workload), hex(&digest.as_ref()[..3]));
+        Self { namespace: namespace.to_owned(), name, service: service.to_owned(), workload: workload.to_owned() }
+    }
+
+    /// Whether a pod can be one of its own, by its name.
+    pub(crate) fn can_be_of(&self, (namespace, pod): &(String, String)) -> bool {
+        let suffix = pod.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('-'));
+        *namespace == self.namespace && suffix.is_some_and(|suffix| !suffix.contains('-'))
+    }
+}
+
+/// As much of a workload's name, or of `KIND/NAME`, as fits into a name with a suffix.
+fn short(workload: &str) -> &str {
+    let name = workload.rsplit('/').next().unwrap_or(workload);
+    name[..name.len().min(NAME_BYTES_MAX - 14)].trim_end_matches(['.', '-'])
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A name for an engagement of this workload.
+pub(crate) fn fresh_id(workload: &str, random: &[u8]) -> String {
+    format!("tp-{}-{}", short(workload), hex(random))
+}
+
+/// The Lease of an engagement, that is good for `grace_seconds` from `now` on.
+pub(crate) fn lease(manager: &str, stand_in: &StandIn, record: &Record, grace_seconds: u64, now: Timestamp) -> Lease {
+    let now = micro_time(now);
+    let object = json!({
+        "metadata": {
+            "name": record.held.id,
+            "namespace": stand_in.namespace,
+            "labels": {PART_OF.0: PART_OF.1, MANAGER: manager, ENGAGEMENT: stand_in.name},
+            "annotations": annotations(record),
+            "finalizers": [FINALIZER],
+        },
+        "spec": {
+            "holderIdentity": record.held.holder,
+            "leaseDurationSeconds": grace_seconds,
+            "acquireTime": now,
+            "renewTime": now,
+        },
+    });
+    serde_json::from_value(object).expect("a Lease has these fields")
+}
+
+/// A Lease's annotations, which change when another session takes the engagement up.
+pub(crate) fn annotations(record: &Record) -> Value {
+    let held = Held { report: None, problem: String::new(), is_mine: false, ..record.held.clone() };
+    json!({
+        HELD: BASE64_STANDARD.encode(held.encode_to_vec()),
+        SESSION: record.session,
+        SECRET_SHA256: record.secret_sha256,
+    })
+}
+
+/// A time as Kubernetes writes those of Leases: microseconds, UTC.
+pub(crate) fn micro_time(time: Timestamp) -> String {
+    format!("{time:.6}")
+}
+
+/// Reads what a Lease says; `None` when it is not one of an engagement.
+pub(crate) fn record(lease: &Lease) -> Option<Record> {
+    let annotations = lease.metadata.annotations.as_ref()?;
+    let held = BASE64_STANDARD.decode(annotations.get(HELD)?).ok()?;
+    Some(Record {
+        held: Held::decode(&*held).ok()?,
+        session: annotations.get(SESSION)?.clone(),
+        secret_sha256: annotations.get(SECRET_SHA256)?.clone(),
+    })
+}
+
+/// The owner that a stand-in has in each of its engagements.
+fn owner(name: &str, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: "coordination.k8s.io/v1".into(),
+        kind: "Lease".into(),
+        name: name.into(),
+        uid: uid.into(),
+        ..OwnerReference::default()
+    }
+}
+
+/// The ReplicaSet. Its pod carries the labels of the workload's pods, so that the Service and network policies take it for
+/// one, and no controller adopts it, as the ReplicaSet owns it.
+pub(crate) fn replica_set(
+    manager: &str,
+    stand_in: &StandIn,
+    workload: &Workload,
+    ports: &[Port],
+    agent: &AgentPod,
+    ca_pem: &str,
+    lease: (&str, &str),
+) -> ReplicaSet {
+    let mut labels = workload.labels();
+    // Those by which controllers tell their own pods apart.
+    for key in ["pod-template-hash", "controller-revision-hash", "pod-template-generation"] {
+        labels.remove(key);
+    }
+    labels.insert(STAND_IN.into(), stand_in.name.clone());
+    let template = workload.template.spec.as_ref();
+    let health_port =
+        (HEALTH_PORT..).find(|port| ports.iter().all(|it| it.container_port != *port)).unwrap_or(HEALTH_PORT);
+    let object = json!({
+        "metadata": {
+            "name": stand_in.name,
+            "namespace": stand_in.namespace,
+            "labels": {PART_OF.0: PART_OF.1, MANAGER: manager, STAND_IN: stand_in.name},
+            "annotations": {"tp/workload": stand_in.workload, "tp/service": stand_in.service},
+            "ownerReferences": [owner(lease.0, lease.1)],
+        },
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {STAND_IN: stand_in.name}},
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {CA: ca_pem, "tp/workload": stand_in.workload},
+                },
+                "spec": {
+                    "serviceAccountName": template.and_then(|spec| spec.service_account_name.clone()),
+                    "automountServiceAccountToken": false,
+                    "enableServiceLinks": false,
+                    "tolerations": template.and_then(|spec| spec.tolerations.clone()),
+                    "nodeSelector": template.and_then(|spec| spec.node_selector.clone()),
+                    "priorityClassName": template.and_then(|spec| spec.priority_class_name.clone()),
+                    "imagePullSecrets": pull_secrets(agent),
+                    "terminationGracePeriodSeconds": 30,
+                    "securityContext": {
+                        "runAsNonRoot": true,
+                        "runAsUser": 65_532,
+                        "runAsGroup": 65_532,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                        // The app's ports may be below 1024. This sysctl is one of the safe ones, also under `restricted`.
+                        "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}],
+                    },
+                    "containers": [container(ports, agent, health_port)],
+                    "volumes": [
+                        {"name": "tp-ca", "downwardAPI": {"items": [
+                            {"path": "ca.crt", "fieldRef": {"fieldPath": format!("metadata.annotations['{CA}']")}},
+                        ]}},
+                        {"name": "tp-token", "projected": {"sources": [
+                            {"serviceAccountToken": {"path": "token", "audience": "tp-manager", "expirationSeconds": 3_600}},
+                        ]}},
+                    ],
+                },
+            },
+        },
+    });
+    serde_json::from_value(object).expect("a ReplicaSet has these fields")
+}
+
+fn pull_secrets(agent: &AgentPod) -> Vec<Value> {
+    agent.pull_secrets.iter().map(|name| json!({"name": name})).collect()
+}
+
+/// tp-agent, with the ports that the Service finds by name.
+fn container(ports: &[Port], agent: &AgentPod, health_port: u16) -> Value {
+    let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
+    // A Service that names its target port finds it by that name.
+    let declared: BTreeSet<_> = ports
+        .iter()
+        .map(|port| {
+            let protocol = if port.transport == Transport::Udp { "UDP" } else { "TCP" };
+            (port.container_port, protocol, port.target_name.as_deref())
+        })
+        .collect();
+    let declared = declared
+        .into_iter()
+        .map(|(number, protocol, name)| json!({"containerPort": number, "protocol": protocol, "name": name}));
+    json!({
+        "name": "tp-agent",
+        "image": agent.image,
+        "imagePullPolicy": agent.pull_policy,
+        "env": [
+            {"name": "TP_MANAGER_ADDRESS", "value": agent.manager_address},
+            {"name": "TP_AGENT_HEALTH_PORT", "value": health_port.to_string()},
+            {"name": "POD_NAME", "valueFrom": field("metadata.name")},
+            {"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
+        ],
+        "ports": declared.collect::<Vec<_>>(),
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": health_port}, "periodSeconds": 1, "failureThreshold": 2},
+        "livenessProbe": {"httpGet": {"path": "/healthz", "port": health_port}, "periodSeconds": 10},
+        "resources": agent.resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "tp-ca", "mountPath": "/etc/tp/ca", "readOnly": true},
+            {"name": "tp-token", "mountPath": "/var/run/secrets/tp", "readOnly": true},
+        ],
+    })
+}
+
+/// A merge patch that makes a Lease one more owner of the stand-in.
+pub(crate) fn owning(owners: &[OwnerReference], lease: (&str, &str)) -> Option<Value> {
+    if owners.iter().any(|owner| owner.uid == lease.1) {
+        return None;
+    }
+    let all: Vec<OwnerReference> = owners.iter().cloned().chain([owner(lease.0, lease.1)]).collect();
+    Some(json!({"metadata": {"ownerReferences": all}}))
+}
+
+#[cfg(test)]
+mod tests {
+    use tp_protocol::engage::call::AppProtocol;
+
+    use super::*;
+    use crate::engage::workload::Kind;
+
+    fn workload(name: &str) -> Workload {
+        let template = json!({
+            "metadata": {"labels": {"app": "web", "pod-template-hash": "5d"}},
+            "spec": {"serviceAccountName": "shop", "containers": [{"name": "web"}]},
+        });
+        Workload { kind: Kind::Deployment, name: name.into(), template: serde_json::from_value(template).unwrap() }
+    }
+
+    fn record_of(id: &str) -> Record {
+        let held = Held { id: id.into(), holder: "ann@laptop".into(), ..Held::default() };
+        Record { held, session: "s-1".into(), secret_sha256: "ab".into() }
+    }
+
+    #[test]
+    fn a_lease_says_what_the_engagement_is() {
+        let stand_in = StandIn::new("tp-system", "shop", "deployment/web", "web");
+        let record = record_of("tp-web-1");
+        let lease = lease("tp-system", &stand_in, &record, 120, "2026-11-21T10:00:00Z".parse().unwrap());
+        assert_eq!(super::record(&lease), Some(record));
+        let spec = lease.spec.unwrap();
+        assert_eq!((spec.holder_identity.as_deref(), spec.lease_duration_seconds), (Some("ann@laptop"), Some(120)));
+        assert_eq!(super::record(&Lease::default()), None);
+    }
+
+    #[test]
+    fn names_are_short_enough_for_labels_and_pods() {
+        for name in ["w", &"w".repeat(63), &"w".repeat(253)] {
+            let stand_in = StandIn::new("tp-system", "shop", &workload(name).to_string(), "web");
+            assert!(stand_in.name.len() <= NAME_BYTES_MAX, "{}", stand_in.name);
+            assert!(fresh_id(name, &[1, 2, 3, 4, 5]).len() <= NAME_BYTES_MAX);
+        }
+        let (a, b) = (
+            StandIn::new("tp-system", "shop", "deployment/web", "a"),
+            StandIn::new("tp-system", "shop", "deployment/web", "b"),
+        );
+        assert_ne!(a.name, b.name, "each Service has its own");
+    }
+
+    #[test]
+    fn a_stand_in_has_the_workloads_labels_and_nothing_that_a_controller_looks_for() {
+        let port = Port {
+            service_port: 80,
+            name: "http".into(),
+            container_port: 7490,
+            target_name: Some("http".into()),
+            transport: Transport::Tcp,
+            protocol: AppProtocol::Http,
+        };
+        let stand_in = StandIn::new("tp-system", "shop", "deployment/web", "web");
+        let made = replica_set(
+            "tp-system",
+            &stand_in,
+            &workload("web"),
+            &[port],
+            &AgentPod::default(),
+            "PEM",
+            ("tp-web-1", "u-1"),
+        );
+        let template = made.spec.template.unwrap();
+        let labels = template.metadata.unwrap().labels.unwrap();
+        assert_eq!((labels["app"].as_str(), labels.get("pod-template-hash")), ("web", None));
+        let spec = template.spec.unwrap();
+        assert_eq!(spec.service_account_name.as_deref(), Some("shop"));
+        let container = &spec.containers[0];
+        assert_eq!(container.ports.as_ref().unwrap()[0].name.as_deref(), Some("http"));
+        let health = container.env.as_ref().unwrap().iter().find(|it| it.name == "TP_AGENT_HEALTH_PORT").unwrap();
+        assert_eq!(health.value.as_deref(), Some("7491"), "the app has 7490");
+    }
+
+    #[test]
+    fn a_stand_in_is_owned_by_each_engagement_once() {
+        let owners = [owner("tp-web-1", "u-1")];
+        assert_eq!(owning(&owners, ("tp-web-1", "u-1")), None);
+        let patch = owning(&owners, ("tp-web-2", "u-2")).unwrap();
+        assert_eq!(patch["metadata"]["ownerReferences"].as_array().unwrap().len(), 2);
+    }
+}

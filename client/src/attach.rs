@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use tp_protocol::engage::call::{Answer, Call, Held};
+
 /// Largest message in either direction: a kubeconfig's certificates and a status with its agents fit many times.
 pub(crate) const MAX_ATTACH_BYTES: usize = 4 << 20;
 
@@ -13,7 +15,7 @@ pub(crate) const MAX_ATTACH_BYTES: usize = 4 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Request {
     /// Which request.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub(crate) kind: Option<request::Kind>,
 }
 
@@ -45,6 +47,9 @@ pub(crate) mod request {
         /// Routes to these were added. Final reply: `Done`.
         #[prost(message, tag = "7")]
         Routed(super::Subnets),
+        /// Ask the manager about engagements. Final reply: `Answer`, which can be that it could not be done.
+        #[prost(message, tag = "8")]
+        Engagements(Box<super::EngagementCall>),
     }
 }
 
@@ -52,7 +57,7 @@ pub(crate) mod request {
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Reply {
     /// Which reply.
-    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub(crate) kind: Option<reply::Kind>,
 }
 
@@ -76,6 +81,9 @@ pub(crate) mod reply {
         /// The subnets that were asked for.
         #[prost(message, tag = "5")]
         Subnets(super::Subnets),
+        /// What the manager answered.
+        #[prost(message, tag = "6")]
+        Answer(Box<super::Answer>),
     }
 }
 
@@ -85,6 +93,17 @@ pub(crate) struct Subnets {
     /// CIDR.
     #[prost(string, repeated, tag = "1")]
     pub(crate) subnets: Vec<String>,
+}
+
+/// Something to ask the manager about engagements.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct EngagementCall {
+    /// What is asked.
+    #[prost(message, required, tag = "1")]
+    pub(crate) call: Call,
+    /// How long the answer may take, with the wait for a tunnel that is being made again, in milliseconds.
+    #[prost(uint32, tag = "2")]
+    pub(crate) limit_ms: u32,
 }
 
 /// A message without content.
@@ -317,6 +336,12 @@ pub(crate) struct Status {
     /// Names that stand for others: `NAME=TARGET`.
     #[prost(string, repeated, tag = "32")]
     pub(crate) dns_mappings: Vec<String>,
+    /// The engagements that the session holds, as the manager last said.
+    #[prost(message, repeated, tag = "33")]
+    pub(crate) engagements: Vec<Held>,
+    /// Connections to handlers of engagements that are open.
+    #[prost(uint64, tag = "34")]
+    pub(crate) engaged_connections: u64,
 }
 
 /// A subnet of the cluster that containers see as another one.

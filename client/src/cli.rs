@@ -6,7 +6,11 @@ mod config;
 mod connect;
 mod daemon;
 mod docker_run;
+mod engage;
 mod helm;
+mod intercept;
+mod leave;
+mod list;
 mod output;
 mod publish;
 mod quit;
@@ -17,6 +21,7 @@ mod signals;
 mod status;
 mod uninstall;
 mod version;
+mod wiretap;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -53,6 +58,12 @@ Use a cluster:
   status       Show the connections and what they reach
   quit         End a connection
 
+Take a workload's traffic:
+  intercept    Take a workload's traffic: your handler answers
+  wiretap      Get a copy of a workload's traffic: its pods answer
+  list         Show the workloads of a namespace, and who has engaged them
+  leave        End an intercept or a wiretap
+
 Prepare a cluster:
   helm         Install, upgrade, uninstall or check the traffic manager
   uninstall    Remove all that tp put into the cluster and into the container engine
@@ -73,6 +84,10 @@ enum Command {
     DockerRun(docker_run::DockerRunArgs),
     Status(status::StatusArgs),
     Quit(quit::QuitArgs),
+    Intercept(intercept::InterceptArgs),
+    Wiretap(wiretap::WiretapArgs),
+    List(list::ListArgs),
+    Leave(leave::LeaveArgs),
     Version(version::VersionArgs),
     Helm(helm::HelmArgs),
     Uninstall(uninstall::UninstallArgs),
@@ -99,6 +114,10 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         Command::DockerRun(_) => docker_run::run(Vec::new()),
         Command::Status(args) => finish(args.verbose(), on_runtime(status::run(args))),
         Command::Quit(args) => finish(args.verbose(), on_runtime(quit::run(args))),
+        Command::Intercept(args) => finish(args.verbose(), on_runtime(intercept::run(args))),
+        Command::Wiretap(args) => finish(args.verbose(), on_runtime(wiretap::run(args))),
+        Command::List(args) => finish(args.verbose(), on_runtime(list::run(args))),
+        Command::Leave(args) => finish(args.verbose(), on_runtime(leave::run(args))),
         Command::Version(args) => finish(args.verbose(), on_runtime(version::run(args))),
         Command::Helm(args) => finish(args.verbose(), on_runtime(helm::run(args))),
         Command::Uninstall(args) => finish(args.verbose(), on_runtime(uninstall::run(args))),

@@ -11,6 +11,7 @@ mod bulk;
 mod connection;
 mod control;
 mod dns;
+mod engagements;
 mod flows;
 mod hosts;
 pub(crate) mod init;
@@ -39,6 +40,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep_until;
 use tp_netstack::TunId;
+use tp_protocol::engage::call::Answer;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -52,7 +54,7 @@ use self::kube::ManagerRoute;
 use self::layout::{Before, Layout};
 use self::lifetime::{End, Lifetime};
 use self::tun::Tun;
-use crate::attach::{Connect, Failure, Status, TunnelState};
+use crate::attach::{Connect, EngagementCall, Failure, Status, TunnelState};
 
 /// The device of the container's own network namespace. Others belong to holder containers.
 const OWN_TUN: TunId = TunId(0);
@@ -276,6 +278,18 @@ impl Daemon {
         Ok(())
     }
 
+    /// Asks the manager about engagements.
+    ///
+    /// # Errors
+    /// When there was no answer.
+    async fn ask_manager(&self, ask: &EngagementCall) -> Result<Answer, Failure> {
+        let connection = self.connection.borrow().clone();
+        match connection {
+            Some(connection) => connection.ask(&ask.call, Duration::from_millis(ask.limit_ms.into())).await,
+            None => Err(failure("this daemon is not connected yet", "try again when `tp status` says that it is")),
+        }
+    }
+
     /// Counts a holder in; the connection ends a grace after the last one.
     fn hold(self: &Rc<Self>) -> Holder {
         self.change_lifetime(|life| {
@@ -351,14 +365,14 @@ impl Daemon {
         }
     }
 
-    /// Traffic and open flows keep a detached connection.
+    /// Traffic and open flows keep a detached connection, in either direction.
     fn note_activity(&self) {
         if let Some(connection) = self.connection.borrow().as_ref() {
-            let flows = connection.flows();
+            let (flows, engagements) = (connection.flows(), connection.engagements());
             let mut lifetime = self.lifetime.borrow_mut();
-            if flows.open_flows() != (0, 0) {
+            if flows.open_flows() != (0, 0) || engagements.open() > 0 {
                 lifetime.on_activity(Instant::now());
-            } else if let Some(last) = flows.traffic().last.get() {
+            } else if let Some(last) = flows.traffic().last.get().max(engagements.last()) {
                 lifetime.on_activity(last);
             }
         }

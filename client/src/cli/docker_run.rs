@@ -9,7 +9,7 @@ mod split;
 use std::ffi::OsString;
 
 use super::publish::Wishes;
-use super::select::{by_name, only};
+use super::select::{only, running_by_name};
 use super::session::{self, Invocation, Lifetime, Naming, Plan};
 use super::setup::{CommonArgs, KubeArgs, NetworkArgs, Setup, VerbosityArgs, load};
 use super::signals::Signals;
@@ -196,16 +196,7 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split) -> Result
 async fn choose(engine: &Engine, own: &OwnArgs, setup: &Setup) -> Result<Option<Connection>> {
     let connections = engine.connections().await?;
     if let Some(name) = &own.connection {
-        let connection = by_name(&connections, name)?;
-        if !connection.running {
-            let why = match engine.ended(&connection.id).await? {
-                Some(ended) => ended.reason(),
-                None => "its container does not run".to_owned(),
-            };
-            return Err(CliError::user(format!("the connection `{name}` has ended: {why}"))
-                .hint(format!("connect again with `tp connect --name {name}`")));
-        }
-        return Ok(Some(connection.clone()));
+        return running_by_name(engine, &connections, name).await.map(Some);
     }
     let fits = |connection: &Connection| connection.running && !connection.held && is_meant(connection, own, setup);
     let fitting: Vec<_> = connections.into_iter().filter(fits).collect();

@@ -1,6 +1,7 @@
 //! Which of the connections a command is about.
 
 use crate::config::value::ConnectionName;
+use crate::docker::Engine;
 use crate::docker::connections::Connection;
 use crate::error::{CliError, Result};
 
@@ -21,6 +22,27 @@ pub(super) fn by_name<'a>(connections: &'a [Connection], name: &ConnectionName) 
         let error = CliError::user(format!("there is no connection `{name}`"));
         if connections.is_empty() { error.hint("nothing is connected") } else { error.hint(listed(connections)) }
     })
+}
+
+/// The connection called `name`, which has to run.
+///
+/// # Errors
+/// As [`by_name`], and when it has ended: why.
+pub(super) async fn running_by_name(
+    engine: &Engine,
+    connections: &[Connection],
+    name: &ConnectionName,
+) -> Result<Connection> {
+    let connection = by_name(connections, name)?;
+    if connection.running {
+        return Ok(connection.clone());
+    }
+    let why = match engine.ended(&connection.id).await? {
+        Some(ended) => ended.reason(),
+        None => "its container does not run".to_owned(),
+    };
+    Err(CliError::user(format!("the connection `{name}` has ended: {why}"))
+        .hint(format!("connect again with `tp connect --name {name}`")))
 }
 
 /// The only connection; `None` when there is none.

@@ -1,6 +1,7 @@
 //! `tp uninstall`.
 
 mod cluster;
+mod engagements;
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 

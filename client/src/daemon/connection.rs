@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
-use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
+use tp_protocol::engage::call::{Answer, Call, Engagements as Held};
+use tp_protocol::hello::{ClientHello, ENGAGE, SessionKey, Welcome};
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Admitted, Connected, Lane};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
@@ -19,9 +20,11 @@ use tp_tunnel::error::LaneError;
 
 use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
 use crate::config::Layer;
+use crate::config::value::HumanDuration;
 use crate::daemon::address;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::dns::{Mappings, Resolver};
+use crate::daemon::engagements::Engagements;
 use crate::daemon::flows::Flows;
 use crate::daemon::hosts::HostLookup;
 use crate::daemon::kube::{MANAGER_POD, ManagerRoute};
@@ -45,6 +48,7 @@ pub(crate) struct Connection {
     tunnel: Tunnel,
     resolver: Rc<Resolver>,
     flows: Rc<Flows>,
+    engagements: Engagements,
     nat: Rc<RefCell<Nat>>,
     layout: RefCell<Layout>,
     connected_at: i64,
@@ -103,8 +107,14 @@ pub(crate) struct Live {
     driver: AbortOnDrop,
     sender: ControlSender,
     receiver: ControlReceiver,
-    /// The agents, when the manager named them before it described the cluster.
+    before: Before,
+}
+
+/// What the manager said before it described the cluster.
+#[derive(Default)]
+struct Before {
     agents: Option<Agents>,
+    engagements: Option<Held>,
 }
 
 /// The task that drives a lane; ends with its owner.
@@ -174,6 +184,7 @@ impl Connection {
         Self {
             request,
             route,
+            engagements: Engagements::new(tunnel.clone()),
             tunnel,
             resolver,
             flows,
@@ -204,6 +215,8 @@ impl Connection {
         self.seen.borrow_mut().welcome.clone_from(&live.welcome);
         let client = hello(&self.request, None);
         self.tunnel.bulk().on_welcome(&live.welcome, &self.route, &client);
+        // A control channel that begins tells what is held, and says nothing of it when that is nothing.
+        self.engagements.set(Vec::new());
     }
 
     /// What the next daemon process needs.
@@ -228,6 +241,11 @@ impl Connection {
     /// The flows of this connection.
     pub(crate) fn flows(&self) -> &Rc<Flows> {
         &self.flows
+    }
+
+    /// The engagements of this connection.
+    pub(crate) fn engagements(&self) -> &Engagements {
+        &self.engagements
     }
 
     /// Ends [`Self::run`].
@@ -277,7 +295,9 @@ impl Connection {
 
     /// Serves one lane until it is over, on as many byte streams as it takes.
     async fn serve(&self, mut live: Live) -> Served {
-        self.on_message(live.agents.take().map(from_manager::Kind::Agents));
+        let before = std::mem::take(&mut live.before);
+        self.on_message(before.agents.map(from_manager::Kind::Agents));
+        self.on_message(before.engagements.map(from_manager::Kind::Engagements));
         loop {
             tokio::select! {
                 ended = &mut live.driver.0 => {
@@ -342,7 +362,9 @@ impl Connection {
             Some(from_manager::Kind::Goodbye(goodbye)) => {
                 tracing::info!(reason = goodbye.reason, "the manager is stopping");
             }
-            None => {}
+            Some(from_manager::Kind::Engagements(held)) => self.engagements.set(held.engagements),
+            // Orders are an agent's.
+            Some(from_manager::Kind::Orders(_)) | None => {}
         }
         None
     }
@@ -404,6 +426,42 @@ impl Connection {
         let (live, cluster) = start(&self.route, admitted, limit).await?;
         self.on_message(Some(from_manager::Kind::ClusterInfo(cluster)));
         Ok(live)
+    }
+
+    /// Asks the manager about engagements, once, on the lane that is up within `limit`: what came of a question that was lost
+    /// with its lane is not known.
+    ///
+    /// # Errors
+    /// When there was no answer.
+    pub(crate) async fn ask(&self, call: &Call, limit: Duration) -> Result<Answer, Failure> {
+        let no_answer = |why: String| Failure {
+            message: format!("the traffic manager gave no answer: {why}"),
+            hint: "see in `tp status` whether the tunnel is up, and in `tp list` what is engaged".to_owned(),
+            causes: Vec::new(),
+        };
+        let asked = async {
+            let lane = self.tunnel.lane().await;
+            self.check_engage()?;
+            lane.call(call).await.map_err(|error| no_answer(error.to_string()))
+        };
+        let late = |_| Err(no_answer(format!("it took longer than {}", HumanDuration(limit))));
+        timeout(limit, asked).await.unwrap_or_else(late)
+    }
+
+    /// Whether the manager knows engagements.
+    fn check_engage(&self) -> Result<(), Failure> {
+        let welcome = &self.seen.borrow().welcome;
+        if welcome.features.iter().any(|feature| feature == ENGAGE) {
+            return Ok(());
+        }
+        Err(Failure {
+            message: format!(
+                "the traffic manager {} in {} does not know engagements",
+                welcome.software_version, self.request.manager_namespace
+            ),
+            hint: format!("an administrator updates it to {} with `tp helm upgrade`", env!("CARGO_PKG_VERSION")),
+            causes: Vec::new(),
+        })
     }
 
     fn set_state(&self, state: TunnelState, error: &str) {
@@ -480,6 +538,8 @@ impl Connection {
             bytes_down: self.flows.traffic().down_bytes.get(),
             chart_settings_json: seen.cluster.client_settings_json.clone(),
             reconnects: self.reconnects.get(),
+            engagements: self.engagements.held(),
+            engaged_connections: self.engagements.open(),
             ..Status::default()
         }
     }
@@ -498,23 +558,26 @@ async fn start(route: &ManagerRoute, admitted: Admitted, limit: Duration) -> Res
     };
     let described = async {
         let (sender, mut receiver) = lane.control().await.map_err(|e| silent(e.to_string()))?.split();
-        let mut agents = None;
+        let mut before = Before::default();
         loop {
             match receiver.recv().await {
                 Some(Ok(FromManager { kind: Some(from_manager::Kind::ClusterInfo(cluster)) })) => {
-                    return Ok((sender, receiver, agents, cluster));
+                    return Ok((sender, receiver, before, cluster));
                 }
-                Some(Ok(FromManager { kind: Some(from_manager::Kind::Agents(list)) })) => agents = Some(list),
+                Some(Ok(FromManager { kind: Some(from_manager::Kind::Agents(list)) })) => before.agents = Some(list),
+                Some(Ok(FromManager { kind: Some(from_manager::Kind::Engagements(held)) })) => {
+                    before.engagements = Some(held);
+                }
                 Some(Ok(FromManager { .. })) => {}
                 Some(Err(error)) => return Err(silent(error.to_string())),
                 None => return Err(silent("it closed the control channel".to_owned())),
             }
         }
     };
-    let (sender, receiver, agents, cluster) = timeout(CLUSTER_INFO_TIMEOUT, described)
+    let (sender, receiver, before, cluster) = timeout(CLUSTER_INFO_TIMEOUT, described)
         .await
         .unwrap_or_else(|_| Err(silent(format!("no answer for {CLUSTER_INFO_TIMEOUT:?}"))))?;
-    Ok((Live { welcome, lane, handle, driver, sender, receiver, agents }, cluster))
+    Ok((Live { welcome, lane, handle, driver, sender, receiver, before }, cluster))
 }
 
 fn hello(request: &Connect, session: Option<SessionKey>) -> ClientHello {
@@ -545,24 +608,4 @@ fn unix_seconds() -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_of_the_user_beat_the_charts() {
-        let cluster = ClusterInfo {
-            client_settings_json: r#"{"also-proxy":["10.1.0.0/16"],"never-proxy":["10.96.7.0/24"]}"#.into(),
-            ..ClusterInfo::default()
-        };
-        let request = Connect { settings_json: r#"{"also-proxy":["10.9.0.0/16"]}"#.into(), ..Connect::default() };
-        let settings = serde_json::to_string(&settings(&request, &cluster)).unwrap();
-        assert_eq!(settings, r#"{"also-proxy":["10.9.0.0/16"],"never-proxy":["10.96.7.0/24"]}"#);
-    }
-
-    #[test]
-    fn first_mapping_of_a_name_counts() {
-        let settings: Layer = serde_json::from_str(r#"{"dns-mappings":["db=10.0.0.1","db=10.0.0.2"]}"#).unwrap();
-        let first = settings.dns_mappings.as_ref().unwrap()[0].target.clone();
-        assert_eq!(mappings(&settings), Mappings::from([("db".to_owned(), first)]));
-    }
-}
+mod tests;

@@ -88,6 +88,11 @@ async fn serve(daemon: &Rc<Daemon>, stream: UnixStream) -> io::Result<()> {
                 Ok(reply::Kind::Subnets(Subnets { subnets: daemon.new_subnets().await }))
             }
             Some(request::Kind::Routed(Subnets { subnets })) => daemon.on_routed(&subnets).await.map(|()| done()),
+            Some(request::Kind::Engagements(ask)) => tokio::select! {
+                answer = daemon.ask_manager(&ask) => answer.map(|answer| reply::Kind::Answer(Box::new(answer))),
+                // A CLI that goes away does not want it any more.
+                () = until_end(&mut requests, &mut inbox) => return Ok(()),
+            },
             Some(request::Kind::Quit(_)) => {
                 daemon.quit().await;
                 let told = replies.send(done()).await;

@@ -1,6 +1,7 @@
 //! The tunnel as flows see it: a lane that may be away for a while and comes back, and lanes for those that move much.
 
 use std::cell::{Cell, RefCell};
+use std::future::pending;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,14 +10,16 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
+use tp_protocol::engage::EngagementId;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::lane::Direction;
 use tp_protocol::limits::CONTINUE_AFTER_BYTES;
 use tp_protocol::open::{Open, OpenRefused};
-use tp_tunnel::client::Lane;
+use tp_tunnel::client::{Arrived, Lane};
 use tp_tunnel::error::FlowOpenError;
 use tp_tunnel::flow::{Continuation, Flow};
 
+use crate::daemon::backoff::Backoff;
 use crate::daemon::bulk::{BulkLanes, Seat};
 
 /// How long an open waits for a lane that is being made again.
@@ -119,6 +122,28 @@ impl Tunnel {
         self.with_lane(Duration::ZERO, async |lane| lane.echo(dst, data.clone()).await).await
     }
 
+    /// The lane that is up, or the next one, however long that takes.
+    pub(crate) async fn lane(&self) -> Lane {
+        next_lane(&mut self.0.lane.subscribe()).await
+    }
+
+    /// Waits for a connection that arrives for an engagement, on whichever lane is up, however long that takes.
+    pub(crate) async fn accept(&self, id: &EngagementId) -> Arrived {
+        let mut lanes = self.0.lane.subscribe();
+        let mut backoff = Backoff::new();
+        loop {
+            match next_lane(&mut lanes).await.accept(id).await {
+                Ok(arrived) => return arrived,
+                Err(error) => tracing::debug!(%id, %error, "a stream does not wait for connections any more"),
+            }
+            // The lane is lost, or the manager does not want more of these at the moment.
+            tokio::select! {
+                _ = lanes.changed() => {}
+                () = backoff.wait() => {}
+            }
+        }
+    }
+
     /// Does something on the lane that is up, and again on the next one when that one was lost: nothing has come of it.
     async fn with_lane<T>(
         &self,
@@ -127,12 +152,9 @@ impl Tunnel {
     ) -> Result<T, FlowOpenError> {
         let mut lanes = self.0.lane.subscribe();
         loop {
-            let up = timeout(limit, lanes.wait_for(Option::is_some)).await;
-            let lane = up.ok().and_then(Result::ok).and_then(|lane| lane.clone());
-            let Some(lane) = lane else {
+            let Ok(lane) = timeout(limit, next_lane(&mut lanes)).await else {
                 return Err(OpenRefused::new(ErrorClass::TimedOut, "the tunnel to the cluster is down").into());
             };
-            lanes.mark_unchanged();
             match act(lane).await {
                 Err(FlowOpenError::Lane(error)) => {
                     let replaced = timeout(limit, lanes.changed()).await;
@@ -142,6 +164,19 @@ impl Tunnel {
                 }
                 other => return other,
             }
+        }
+    }
+}
+
+/// The lane that is up, or the next one. From then on `lanes` has changed once another one is.
+async fn next_lane(lanes: &mut watch::Receiver<Option<Lane>>) -> Lane {
+    loop {
+        if let Some(lane) = &*lanes.borrow_and_update() {
+            return lane.clone();
+        }
+        if lanes.changed().await.is_err() {
+            // The tunnel is gone, and with it whoever waits.
+            pending::<()>().await;
         }
     }
 }

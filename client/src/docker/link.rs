@@ -103,9 +103,12 @@ impl DaemonLink {
             match self.receive().await? {
                 Some(reply::Kind::Progress(progress)) => on_progress(&progress.text),
                 Some(reply::Kind::Failure(failure)) => return Err(failure.into()),
-                Some(reply @ (reply::Kind::Done(_) | reply::Kind::Status(_) | reply::Kind::Subnets(_))) => {
-                    return Ok(reply);
-                }
+                Some(
+                    reply @ (reply::Kind::Done(_)
+                    | reply::Kind::Status(_)
+                    | reply::Kind::Subnets(_)
+                    | reply::Kind::Answer(_)),
+                ) => return Ok(reply),
                 None => return Err(self.broken().await),
             }
         }

@@ -9,7 +9,7 @@ fn fails(home: &Home, line: &str, host: &str) -> String {
 #[test]
 fn no_engine() {
     let home = Home::with_kubeconfig();
-    for line in ["connect", "status", "quit"] {
+    for line in ["connect", "status", "quit", "intercept web", "wiretap web", "list", "leave"] {
         assert_eq!(
             fails(&home, line, &format!("unix://{}", home.path("no.sock").display())),
             "error: no container engine answers at unix://HOME/no.sock (from DOCKER_HOST)\n\
@@ -82,4 +82,25 @@ fn existing_connection_serves_a_command_and_its_exit_code() {
     let assert = home.tp("connect -- work a b").env("DOCKER_HOST", &host).assert().code(7);
     assert_eq!(crate::fixture::stdout(&assert), "dev tp-dev a b\n");
     home.tp("connect -- nosuch").env("DOCKER_HOST", &host).assert().code(127);
+}
+
+#[test]
+fn engaging_takes_a_connection() {
+    let home = Home::with_kubeconfig();
+    let host = Engine::default().start(&home.path(""));
+    for line in ["intercept web", "wiretap web", "list", "leave web", "leave --all"] {
+        assert_eq!(
+            fails(&home, line, &host),
+            "error: not connected\nhint: connect with `tp connect`, then give this command again\n",
+            "{line}"
+        );
+    }
+    let error = fails(&home, "list --use prod", &host);
+    assert_eq!(error, "error: there is no connection `prod`\nhint: nothing is connected\n");
+    let host = Engine::with_connection("exited", 137).start(&home.path(""));
+    assert!(fails(&home, "list", &host).starts_with("error: not connected\n"));
+    assert_eq!(
+        fails(&home, "list --use dev", &host),
+        "error: the connection `dev` has ended: it was killed\nhint: connect again with `tp connect --name dev`\n"
+    );
 }

@@ -18,6 +18,10 @@ help_of! {
     docker_run: "docker-run --help";
     status: "status --help";
     quit: "quit --help";
+    intercept: "intercept --help";
+    wiretap: "wiretap --help";
+    list: "list --help";
+    leave: "leave --help";
     version: "version --help";
     helm: "helm --help";
     helm_install: "helm install --help";

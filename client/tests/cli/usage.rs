@@ -17,6 +17,21 @@ fn wrong_flags_exit_2_and_docker_run_125() {
         "connect positional",
         "quit --all --use x",
         "status --output xml",
+        "intercept",
+        "intercept web -p 80/sctp",
+        "intercept web -p 8080:http -p 9000",
+        "intercept web --address localhost",
+        "intercept web --http-header x-user",
+        "intercept web --http-method G<T",
+        "intercept web --http-path-prefix api",
+        "intercept web --http-path-regex (",
+        "intercept web --http-header x-user=ann --http-header x-user=bob",
+        "intercept web --grpc shop.Cart/",
+        "intercept web --when-away never",
+        "intercept web --wait 5m",
+        "wiretap web --mode somewhere",
+        "leave web --all",
+        "list -n shop -A",
         "completion tcsh",
         "helm",
         "helm upgrade --reuse-values --reset-values",
@@ -38,6 +53,18 @@ fn wrong_flags_exit_2_and_docker_run_125() {
     ] {
         home.tp(line).assert().code(125).stdout("");
     }
+}
+
+#[test]
+fn wrong_filter_says_how_to_write_it() {
+    let assert = Home::empty().tp("intercept web --http-header x-user").assert().code(2);
+    assert!(
+        stderr(&assert).contains("`x-user` has no `=`: write NAME=VALUE, or NAME=~REGEX for a regular expression"),
+        "{}",
+        stderr(&assert)
+    );
+    let assert = Home::empty().tp("intercept web --http-header a=1 --http-header a=2").assert().code(2);
+    assert!(stderr(&assert).starts_with("error: no request can match both `a=1` and `a=2`"), "{}", stderr(&assert));
 }
 
 #[test]

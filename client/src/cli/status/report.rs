@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Answer;
 use crate::attach::TunnelState;
+use crate::cli::engage::report::EngagementReport;
 use crate::docker::connections::{Connection, Handler, container_name};
 
 /// The document.
@@ -65,6 +66,8 @@ pub(in crate::cli) struct ConnectionReport {
     pub(super) virtual_subnets: Vec<VirtualSubnet>,
     pub(super) dns: Dns,
     pub(super) agents: Vec<Agent>,
+    /// What the connection has engaged.
+    pub(super) engagements: Vec<EngagementReport>,
     pub(super) traffic: Traffic,
     pub(in crate::cli) daemon: Daemon,
     /// Containers that have joined.
@@ -125,6 +128,8 @@ pub(super) struct Traffic {
     pub(super) lanes: u32,
     pub(super) tcp_flows: u64,
     pub(super) udp_flows: u64,
+    /// Connections to handlers of engagements.
+    pub(super) engaged_connections: u64,
     pub(super) bytes_up: u64,
     pub(super) bytes_down: u64,
     pub(super) reconnects: u32,
@@ -159,6 +164,7 @@ impl ConnectionReport {
             virtual_subnets: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
+            engagements: Vec::new(),
             traffic: Traffic::default(),
             daemon: Daemon { version: connection.version.clone(), ..Daemon::default() },
             containers,
@@ -207,10 +213,12 @@ impl ConnectionReport {
         let agent =
             |agent: crate::attach::Agent| Agent { namespace: agent.namespace, pod: agent.pod, version: agent.version };
         self.agents = status.agents.into_iter().map(agent).collect();
+        self.engagements = status.engagements.into_iter().map(EngagementReport::from).collect();
         self.traffic = Traffic {
             lanes: status.lanes,
             tcp_flows: status.tcp_flows,
             udp_flows: status.udp_flows,
+            engaged_connections: status.engaged_connections,
             bytes_up: status.bytes_up,
             bytes_down: status.bytes_down,
             reconnects: status.reconnects,
@@ -238,6 +246,7 @@ impl ConnectionReport {
             virtual_subnets: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
+            engagements: Vec::new(),
             traffic: Traffic::default(),
             daemon: Daemon::default(),
             containers,

@@ -99,6 +99,19 @@ fn what_is_seen_as_something_else_is_shown() {
 }
 
 #[test]
+fn what_is_engaged_is_shown() {
+    let engagements = vec![crate::cli::engage::example()];
+    let status = Status { engagements, engaged_connections: 2, ..status() };
+    let report = ConnectionReport::new(&example("dev"), Answer::Status(Box::new(status)), Vec::new());
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["engagements"][0]["id"], "tp-web-x7c2d");
+    assert_eq!(json["traffic"]["engagedConnections"], 2);
+    let text = rendered(vec![report]);
+    let line = "intercept of deployment/web in shop (x-user=ann and GET), 8080/tcp -> 127.0.0.1:9000, active";
+    assert!(text.contains(&format!("  Engaged:    {line}\n  Traffic:")), "{text}");
+}
+
+#[test]
 fn not_connected() {
     let empty = Report { connections: Vec::new() };
     assert!(!empty.is_connected());

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::report::{ConnectionReport, Report, State};
 use super::running_names;
+use crate::cli::engage::report::EngagementReport;
 use crate::cli::output::{human_bytes, human_since};
 
 /// Agents listed; a cluster can have hundreds.
@@ -53,6 +54,9 @@ fn block(c: &ConnectionReport, now: Timestamp) -> String {
         }
         line("Agents:", agents.join(", "));
     }
+    for it in &c.engagements {
+        line("Engaged:", engaged(it));
+    }
     if matches!(c.state, State::Connected | State::Reconnecting) {
         let t = &c.traffic;
         let (up, down) = (human_bytes(t.bytes_up), human_bytes(t.bytes_down));
@@ -90,6 +94,13 @@ fn manager(c: &ConnectionReport) -> String {
         ("", _) | (_, "") => format!("in {}", c.manager.namespace),
         (version, pod) => format!("{version}, {pod} in {}", c.manager.namespace),
     }
+}
+
+/// `intercept of deployment/web in shop (x-user=ann), 8080/tcp -> 127.0.0.1:8080, active`.
+fn engaged(it: &EngagementReport) -> String {
+    let ports = it.ports.iter().map(|port| format!("{port} -> {}", port.local));
+    let parts: Vec<_> = [it.summary()].into_iter().chain(ports).chain([it.state()]).collect();
+    parts.join(", ")
 }
 
 fn daemon(c: &ConnectionReport) -> String {

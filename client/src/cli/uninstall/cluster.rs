@@ -6,6 +6,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PropagationPolicy}
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, ResourceExt as _};
 
+use super::engagements::{self, Name};
 use crate::attach::KubeAccess;
 use crate::cli::helm::{MANAGED_BY, RELEASE, Target};
 use crate::error::{CliError, Result};
@@ -75,17 +76,29 @@ pub(super) struct Remains {
     objects: Vec<(Kind, String)>,
     /// Whether tp made the namespace.
     namespace_is_ours: bool,
+    /// Engagements, and stand-ins, in any namespace.
+    engagements: (Vec<Name>, Vec<Name>),
 }
 
 impl Remains {
+    fn has_engagements(&self) -> bool {
+        self.engagements != Default::default()
+    }
+
     /// What is to be removed, as lines for people.
     pub(super) fn describe(&self, cluster: &Cluster) -> Vec<String> {
-        if !self.has_release && self.objects.is_empty() && !self.namespace_is_ours {
+        if !self.has_release && self.objects.is_empty() && !self.namespace_is_ours && !self.has_engagements() {
             return Vec::new();
         }
         let namespace = &cluster.target.namespace;
         let mut lines =
             vec![format!("In the cluster of context {} ({}):", cluster.access.context, cluster.access.original_server)];
+        let (leases, stand_ins) = &self.engagements;
+        lines
+            .extend(leases.iter().map(|(namespace, name)| format!("  the engagement {name} in namespace {namespace}")));
+        lines.extend(
+            stand_ins.iter().map(|(namespace, name)| format!("  the stand-in {name} in namespace {namespace}")),
+        );
         if self.has_release {
             lines.push(format!("  the helm release {RELEASE} in namespace {namespace}"));
         }
@@ -143,6 +156,8 @@ impl Cluster {
             });
             remains.objects.extend(ours.map(|object| (kind, object.name_any())));
         }
+        remains.engagements =
+            engagements::find(&self.client, namespace).await.map_err(|e| self.failed("look for engagements", &e))?;
         Ok(remains)
     }
 
@@ -152,6 +167,10 @@ impl Cluster {
     /// The first object that cannot be removed.
     pub(super) async fn remove(&self, remains: &Remains, progress: &Progress) -> Result<()> {
         let namespace = self.target.namespace.as_str();
+        if remains.has_engagements() {
+            progress.step("ending engagements");
+            engagements::end(&self.client, namespace).await.map_err(|e| self.failed("end the engagements", &e))?;
+        }
         if remains.has_release && self.has_helm {
             progress.step(format!("uninstalling the traffic manager in {namespace}"));
             self.target.helm("uninstall", None, vec!["--wait".into()]).await?;

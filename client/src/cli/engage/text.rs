@@ -1,0 +1,88 @@
+//! What people are told who have engaged a workload.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::report::{EngagementReport, Port, What, WhenAway};
+use crate::config::value::HumanDuration;
+
+/// What is engaged, how, and what to do next.
+pub(super) fn engaged(held: &EngagementReport, connection: &str) -> String {
+    let mut out = format!("{} {} in namespace {}.\n", verb(held.what), held.workload, held.namespace);
+    let mut line = |label: &str, text: &str| writeln!(out, "  {label:<8} {text}").expect("writing to a string");
+    for port in &held.ports {
+        line("Port:", &route(port, &held.service));
+    }
+    line("Traffic:", &traffic(held));
+    line("Away:", &away(held));
+    let why = if held.why_mode.is_empty() { String::new() } else { format!(": {}", held.why_mode) };
+    line("Mode:", &format!("{}{why}", held.mode));
+    if let Some(problem) = &held.problem {
+        line("Problem:", problem);
+    }
+    writeln!(out, "Start your handler: it listens on {}.", start(&held.ports, connection))
+        .expect("writing to a string");
+    writeln!(out, "`tp leave {}` ends it.", held.name()).expect("writing to a string");
+    out
+}
+
+fn verb(what: What) -> &'static str {
+    match what {
+        What::Intercept => "Intercepting",
+        What::Wiretap => "Listening to",
+        What::Replace => "Replacing",
+        What::Unknown => "Engaging",
+    }
+}
+
+/// `80 of Service web (8080/tcp in its pods) -> 127.0.0.1:8080`.
+fn route(port: &Port, service: &str) -> String {
+    match port.service_port {
+        Some(number) if !service.is_empty() => {
+            format!("{number} of Service {service} ({port} in its pods) -> {}", port.local)
+        }
+        Some(_) | None => format!("{port} -> {}", port.local),
+    }
+}
+
+fn traffic(held: &EngagementReport) -> String {
+    let all = match &held.filter {
+        None => "all of it".to_owned(),
+        Some(rules) => format!("requests with {}", rules.text),
+    };
+    match (held.what, &held.filter) {
+        (What::Wiretap, _) => format!("a copy of {all}; the cluster's pods answer"),
+        (_, Some(_)) => format!("{all}; all others go to the cluster's pods"),
+        (_, None) => all,
+    }
+}
+
+fn away(held: &EngagementReport) -> String {
+    let wait = Duration::from_millis(held.wait_ms.into());
+    let after = if wait.is_zero() { String::new() } else { format!(" after {}", HumanDuration(wait)) };
+    match (held.what, held.when_away) {
+        (What::Wiretap, _) => "copies are lost while your handler is away".to_owned(),
+        (_, WhenAway::Cluster) => format!("while your handler is, the cluster's pods answer{after}"),
+        (_, WhenAway::Fail) => format!("while your handler is, callers are refused{after}"),
+        (_, WhenAway::Hold) => "while your handler is, callers wait for it".to_owned(),
+        (_, WhenAway::Unknown) => "unknown to this tp".to_owned(),
+    }
+}
+
+/// Where the handler has to listen, and how it gets there.
+fn start(ports: &[Port], connection: &str) -> String {
+    let locals: Vec<Option<SocketAddr>> = ports.iter().map(|port| port.local.parse().ok()).collect();
+    let in_container = locals.iter().all(|local| local.is_some_and(|local| local.ip().is_loopback()));
+    if !in_container {
+        return ports.iter().map(|port| port.local.as_str()).collect::<Vec<_>>().join(" and ");
+    }
+    let numbers = locals.iter().zip(ports).filter_map(|(local, port)| Some((local.as_ref()?, port)));
+    let numbers: Vec<_> = numbers.map(|(local, port)| format!("{}{}", local.port(), suffix(port))).collect();
+    let ports = if numbers.len() == 1 { "port" } else { "ports" };
+    format!("{ports} {} in `tp docker-run --use {connection} IMAGE`", numbers.join(" and "))
+}
+
+fn suffix(port: &Port) -> &'static str {
+    if port.transport == "udp" { "/udp" } else { "" }
+}

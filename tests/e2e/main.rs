@@ -4,6 +4,7 @@
 
 mod addresses;
 mod clients;
+mod engage;
 mod errors;
 mod host;
 mod install;

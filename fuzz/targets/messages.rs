@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use bytes::BytesMut;
 use prost::Message;
 use tp_protocol::control::{FromManager, ToManager};
+use tp_protocol::engage::{Engagement, wire};
 use tp_protocol::frame;
 use tp_protocol::hello::{self, ClientHello, ServerHello};
 use tp_protocol::limits::MAX_CONTROL_BYTES;
@@ -16,6 +17,15 @@ pub(crate) fn run(data: &[u8]) {
     hello_again::<ServerHello>(data);
     messages_again::<ToManager>(data);
     messages_again::<FromManager>(data);
+    engagement_again(data);
+}
+
+/// Reads an engagement, which compiles the regular expressions of its filter; what is read is written so that it reads the
+/// same.
+fn engagement_again(data: &[u8]) {
+    let Ok(message) = wire::Engagement::decode(data) else { return };
+    let Ok(engagement) = Engagement::try_from(&message) else { return };
+    assert_eq!(Engagement::try_from(&wire::Engagement::from(&engagement)), Ok(engagement.clone()));
 }
 
 /// Reads a hello; what is read is written so that it reads the same.

@@ -2,12 +2,12 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`workload`] | which workload is meant |
-//! | [`service`] | which Service and ports are meant, and the patches of its selector (pure) |
-//! | [`stand_in`] | the objects: a ReplicaSet per stand-in, a Lease per engagement (pure) |
-//! | [`registry`] | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
-//! | [`place`] | a task per stand-in that makes the cluster what its engagements want |
-//! | [`calls`] | what clients ask for |
+//! | `workload` | which workload is meant |
+//! | `service` | which Service and ports are meant, and the patches of its selector (pure) |
+//! | `stand_in` | the objects: a ReplicaSet per stand-in, a Lease per engagement (pure) |
+//! | `registry` | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
+//! | `place` | a task per stand-in that makes the cluster what its engagements want |
+//! | `calls` | what clients ask for |
 //!
 //! The Leases are the truth: a manager that starts reads them, takes the engagements up, and gives their clients the grace
 //! time to come back.

@@ -5,16 +5,16 @@
 //! | [`destination`] | where traffic can go: the app, a handler |
 //! | [`stream`] | byte streams that can be reset |
 //! | [`engagements`] | the engagements, and what is known of each one's handler |
-//! | [`presence`] | whether a handler is worth a try (pure) |
-//! | [`table`], [`index`] | which engagements a request or a connection belongs to (pure) |
-//! | [`tcp`] | connections of one port: detection, and what is not HTTP |
-//! | [`detect`] | whether bytes are HTTP (pure) |
-//! | [`relay`] | two streams, joined |
-//! | [`scratch`] | what relays read into |
-//! | [`http`] | requests, one by one |
-//! | [`tap`] | copies for wiretaps |
-//! | [`udp`] | datagrams |
-//! | [`limits`] | the named limits |
+//! | `presence` | whether a handler is worth a try (pure) |
+//! | `table`, `index` | which engagements a request or a connection belongs to (pure) |
+//! | `tcp` | connections of one port: detection, and what is not HTTP |
+//! | `detect` | whether bytes are HTTP (pure) |
+//! | `relay` | two streams, joined |
+//! | `scratch` | what relays read into |
+//! | `http` | requests, one by one |
+//! | `tap` | copies for wiretaps |
+//! | `udp` | datagrams |
+//! | `limits` | the named limits |
 //!
 //! [`Engine::bind`] opens the ports, [`Engine::engagements`] is the handle by which engagements are changed at any time, and
 //! [`Engine::run`] serves until it is told to stop.
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// Serves until `stop` is cancelled. Then no connection is taken any more, HTTP callers are told to go elsewhere, and
-    /// what is still under way after [`limits::DRAIN`] is cut off.
+    /// what is still under way after 20 s is cut off.
     pub async fn run(self, stop: CancellationToken) {
         let mut ports = JoinSet::new();
         for (listener, port) in self.tcp {

@@ -36,9 +36,9 @@ pub(super) struct EngageArgs {
     /// The workload: a name, or KIND/NAME when the namespace has several of that name
     #[arg(value_name = "WORKLOAD", value_parser = NonEmptyStringValueParser::new())]
     workload: String,
-    /// Where the handler listens, and for which port of the workload: LOCAL[:REMOTE][/udp], where REMOTE is the number or
-    /// name of a port of the Service or the container, and can be left out when there is only one [default: the only port,
-    /// and the same number]
+    /// Where the handler listens, and for which port of the workload: LOCAL:REMOTE, with /udp behind it for UDP. REMOTE is
+    /// the number or name of a port of the Service or the container, and can be left out when there is only one [default:
+    /// the only port, and the same number]
     #[arg(short, long = "port", value_name = "LOCAL:REMOTE")]
     ports: Vec<PortSpec>,
     /// Reach the handler at this address, as containers of the connection see it

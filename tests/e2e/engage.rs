@@ -191,6 +191,8 @@ fn filters_take_only_what_they_match_and_several_people_share_a_workload() {
     let (_ann, _bob) = (handler(&ann, "ann"), handler(&bob, "bob"));
     intercept(&ann, &["--port", "8080", "--http-header", "x-user=ann"]).ok();
     intercept(&bob, &["--port", "8080", "--http-header", "x-user=bob"]).ok();
+    bed.until_answered_by("ann", "-H x-user:ann");
+    bed.until_answered_by("bob", "-H x-user:bob");
     let both = "curl -sS -H x-user:ann http://web/ --next -sS http://web/ --next -sS -H x-user:bob http://web/";
     let answers = bed.call(&format!("{both} | grep -o '\"name\":\"[a-z]*\"'")).ok();
     let names: Vec<&str> = answers.lines().collect();

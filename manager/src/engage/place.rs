@@ -38,8 +38,9 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How long one look may take: the API server may be slow, or gone.
 const RECONCILE_LIMIT: Duration = Duration::from_secs(30);
 
-/// A stand-in that nobody needs any more stays this long: kube-proxy follows a Service within a second or two.
-const LINGER: Duration = Duration::from_secs(5);
+/// A stand-in that nobody needs any more stays this long: kube-proxy follows a Service within a second or two, and on a node
+/// that has no time within ten.
+const LINGER: Duration = Duration::from_secs(15);
 
 /// A stand-in that has become ready is looked for so often, and with this time between, among the Service's endpoints.
 const ENDPOINT_LOOKS: u32 = 20;

@@ -20,7 +20,7 @@ const ENGAGEMENT: &str = "tp/engagement";
 const STAND_IN: &str = "tp/stand-in";
 
 /// How long a manager may take to end them: its stand-ins linger for some seconds.
-const MANAGER_LIMIT: Duration = Duration::from_secs(20);
+const MANAGER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often they are looked for.
 const LOOK: Duration = Duration::from_millis(500);

@@ -7,7 +7,7 @@
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToManager {
     /// Which message.
-    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "to_manager::Kind", tags = "1, 2, 3, 4")]
     pub kind: Option<to_manager::Kind>,
 }
 
@@ -27,6 +27,9 @@ pub mod to_manager {
         /// What an agent makes of its orders.
         #[prost(message, tag = "3")]
         AgentState(call::AgentState),
+        /// An agent's answer to [`super::from_manager::Kind::TellEnvironment`]; answers come in the questions' order.
+        #[prost(message, tag = "4")]
+        Environment(call::Environment),
     }
 }
 
@@ -34,7 +37,7 @@ pub mod to_manager {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromManager {
     /// Which message.
-    #[prost(oneof = "from_manager::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "from_manager::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: Option<from_manager::Kind>,
 }
 
@@ -63,6 +66,9 @@ pub mod from_manager {
         /// What an agent has to do.
         #[prost(message, tag = "6")]
         Orders(call::Orders),
+        /// Asks an agent for the environment of the container that it stands for.
+        #[prost(message, tag = "7")]
+        TellEnvironment(super::TellEnvironment),
     }
 }
 
@@ -81,6 +87,10 @@ pub struct Ping {
     #[prost(uint64, tag = "1")]
     pub number: u64,
 }
+
+/// A question without parameters.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct TellEnvironment {}
 
 /// The cluster as clients need to know it.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -3,6 +3,9 @@
 //! A call is one message, `POST https://tp-manager/tp.v1/engagements`, and so is the answer. Beside that, the manager tells
 //! a client over the control channel of the engagements that it holds ([`Engagements`]), and an agent what it has to do
 //! ([`Orders`]).
+//!
+//! An engaged container's environment is asked of its agent when a client asks for it ([`Describe`]): it may hold secrets,
+//! so it is in no other message, and kept nowhere.
 
 use super::wire::{FilterMessage, Kind, Transport, WhenAway};
 
@@ -13,7 +16,7 @@ pub const MAX_CALL_BYTES: usize = 1 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Call {
     /// Which.
-    #[prost(oneof = "call::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "call::Kind", tags = "1, 2, 3, 4")]
     pub kind: Option<call::Kind>,
 }
 
@@ -32,6 +35,9 @@ pub mod call {
         /// Tell what can be engaged, and what is. Answered with [`super::answer::Kind::Listed`].
         #[prost(message, tag = "3")]
         List(super::List),
+        /// Tell how the engaged container runs. Answered with [`super::answer::Kind::Described`].
+        #[prost(message, tag = "4")]
+        Describe(super::Describe),
     }
 }
 
@@ -39,7 +45,7 @@ pub mod call {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Answer {
     /// Which.
-    #[prost(oneof = "answer::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "answer::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: Option<answer::Kind>,
 }
 
@@ -61,6 +67,9 @@ pub mod answer {
         /// What there is.
         #[prost(message, tag = "4")]
         Listed(super::Listed),
+        /// How the container runs.
+        #[prost(message, tag = "5")]
+        Described(super::Described),
     }
 }
 
@@ -79,7 +88,7 @@ pub struct Engage {
     /// Service whose traffic is meant; empty when only one selects the workload.
     #[prost(string, tag = "4")]
     pub service: String,
-    /// The ports, at least one.
+    /// The ports: at least one, none for [`Kind::Ingest`]; all of the container's when [`Kind::Replace`] names none.
     #[prost(message, repeated, tag = "5")]
     pub ports: Vec<AskedPort>,
     /// What happens to the traffic.
@@ -142,6 +151,109 @@ pub struct Leave {
     pub namespace: String,
 }
 
+/// Tell how the engaged container runs.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Describe {
+    /// The engagement's id; the session has to hold it.
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
+/// How an engaged container runs.
+///
+/// `Debug` does not show values of the environment.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Described {
+    /// What its pod's specification says.
+    #[prost(message, optional, tag = "1")]
+    pub container: Option<ContainerSpec>,
+    /// Its environment as the kubelet resolved it, without the image's own.
+    #[prost(message, optional, tag = "2")]
+    pub environment: Option<Environment>,
+}
+
+/// An environment. It may hold secrets.
+///
+/// `Debug` does not show values.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Environment {
+    /// Sorted by name; no name twice.
+    #[prost(message, repeated, tag = "1")]
+    pub variables: Vec<Variable>,
+    /// Why it cannot be told; lower-case, without a full stop. Empty when it is all there.
+    #[prost(string, tag = "2")]
+    pub problem: String,
+}
+
+/// A variable of an environment.
+///
+/// `Debug` does not show the value.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct Variable {
+    /// Its name: not empty, without `=`.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its value, which may have several lines.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+impl std::fmt::Debug for Variable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Variable").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A container as its pod's specification has it (Kubernetes API, `Container` and `PodSecurityContext`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerSpec {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its image.
+    #[prost(string, tag = "2")]
+    pub image: String,
+    /// What it runs in place of the image's entrypoint, `$(VAR)` not expanded; empty for the image's own.
+    #[prost(string, repeated, tag = "3")]
+    pub command: Vec<String>,
+    /// Its arguments in place of the image's, `$(VAR)` not expanded; empty for the image's own.
+    #[prost(string, repeated, tag = "4")]
+    pub args: Vec<String>,
+    /// Its working directory; empty for the image's own.
+    #[prost(string, tag = "5")]
+    pub working_dir: String,
+    /// User that it runs as; absent for the image's own.
+    #[prost(int64, optional, tag = "6")]
+    pub user: Option<i64>,
+    /// Group that it runs as; absent for the image's own.
+    #[prost(int64, optional, tag = "7")]
+    pub group: Option<i64>,
+    /// Limit of processor time, in thousandths of a core; 0 for none.
+    #[prost(uint64, tag = "8")]
+    pub cpu_limit_millis: u64,
+    /// Limit of memory in bytes; 0 for none.
+    #[prost(uint64, tag = "9")]
+    pub memory_limit_bytes: u64,
+    /// Where it has volumes, in its specification's order.
+    #[prost(message, repeated, tag = "10")]
+    pub mounts: Vec<Mount>,
+}
+
+/// A volume in a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Mount {
+    /// Where, an absolute path.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    /// The volume's kind and what it is made from: `configMap app-config`, `emptyDir`.
+    #[prost(string, tag = "2")]
+    pub volume: String,
+    /// The container cannot write to it.
+    #[prost(bool, tag = "3")]
+    pub is_read_only: bool,
+}
+
 /// Tell what can be engaged, and what is.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct List {
@@ -181,7 +293,7 @@ pub struct Held {
     /// `KIND/NAME`.
     #[prost(string, tag = "3")]
     pub workload: String,
-    /// The Service whose traffic it is about.
+    /// The Service whose traffic it is about; empty for [`Kind::Ingest`].
     #[prost(string, tag = "4")]
     pub service: String,
     /// What happens to the traffic.
@@ -220,6 +332,12 @@ pub struct Held {
     /// How long a request waits for a handler that is away.
     #[prost(uint32, tag = "16")]
     pub wait_ms: u32,
+    /// The container whose environment can be asked for.
+    #[prost(string, tag = "17")]
+    pub container: String,
+    /// Where that container has volumes.
+    #[prost(message, repeated, tag = "18")]
+    pub mounts: Vec<Mount>,
 }
 
 /// A port of an engagement.

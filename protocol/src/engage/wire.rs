@@ -51,6 +51,8 @@ pub enum Kind {
     Wiretap = 2,
     /// [`super::Kind::Replace`].
     Replace = 3,
+    /// No traffic: environment and volumes only. An agent is never told of it.
+    Ingest = 4,
 }
 
 /// [`open::Transport`].

@@ -1,5 +1,8 @@
 //! `tp list`.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use tp_protocol::engage::call::{List, Listed, answer, call};
@@ -19,7 +22,7 @@ const HEAD: [&str; 7] = ["WORKLOAD", "ENGAGED BY", "WHAT", "PORTS", "FILTER", "S
 
 /// Show the workloads of a namespace, and who has engaged them
 ///
-/// Lists the engagements of everybody. STATE says `handler away` when nothing answered last time at the port that is engaged for.
+/// Lists the engagements of everybody, and where the containers that are engaged have volumes. STATE says `handler away` when nothing answered last time at the port that is engaged for.
 #[derive(clap::Args, Debug)]
 pub(super) struct ListArgs {
     /// Look into this namespace [default: the connection's]
@@ -108,7 +111,24 @@ fn render(report: &ListReport, now: Timestamp) -> String {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
-    [&head].into_iter().chain(&rows).map(line).collect()
+    let table: String = [&head].into_iter().chain(&rows).map(line).collect();
+    table + &volumes(report)
+}
+
+/// Where containers that are engaged have volumes: each container once, however many people have engaged it.
+fn volumes(report: &ListReport) -> String {
+    let mut told = BTreeSet::new();
+    let mut out = String::new();
+    for it in report.engagements.iter().filter(|it| !it.mounts.is_empty()) {
+        let place = format!("container {} of {} in {}", it.container, it.workload, it.namespace);
+        if told.insert(place.clone()) {
+            writeln!(out, "\nVolumes of {place}:").expect("writing to a string");
+            for mount in &it.mounts {
+                writeln!(out, "  {mount}").expect("writing to a string");
+            }
+        }
+    }
+    out
 }
 
 /// Each workload once, or once for each of its engagements; then engagements of workloads that are not there any more.

@@ -364,7 +364,7 @@ impl Connection {
             }
             Some(from_manager::Kind::Engagements(held)) => self.engagements.set(held.engagements),
             // Orders are an agent's.
-            Some(from_manager::Kind::Orders(_)) | None => {}
+            Some(from_manager::Kind::Orders(_) | from_manager::Kind::TellEnvironment(_)) | None => {}
         }
         None
     }

@@ -173,7 +173,7 @@ fn row(it: &EngagementReport, workload: String, now: Timestamp) -> [String; HEAD
 
 #[cfg(test)]
 mod tests {
-    use tp_protocol::engage::call::{Held, Report};
+    use tp_protocol::engage::call::{Held, Mount, Report};
     use tp_protocol::engage::wire::Kind;
 
     use super::*;
@@ -216,6 +216,23 @@ deployment/old   ann@laptop        intercept  8080/tcp                    x-user
         assert!(text.contains("\nshop: deployment/web  ann@laptop  intercept  8080/tcp  "), "{text}");
         assert_eq!(rendered("", &[], vec![]), "Nothing is engaged.\n");
         assert_eq!(rendered("shop", &[], vec![]), "There are no workloads in namespace shop.\n");
+    }
+
+    #[test]
+    fn volumes_of_engaged_containers_are_listed_once() {
+        let mount = |path: &str| Mount { path: path.into(), volume: "emptyDir".into(), is_read_only: false };
+        let ingest = Held {
+            what: Kind::Ingest.into(),
+            ports: Vec::new(),
+            filter: None,
+            mounts: vec![mount("/data"), mount("/tmp")],
+            ..example()
+        };
+        let text = rendered("shop", &["deployment/web"], vec![ingest.clone(), ingest]);
+        assert!(text.contains("deployment/web  ann@laptop  ingest         no traffic  1m30s  active\n"), "{text}");
+        let volumes =
+            "\n\nVolumes of container app of deployment/web in shop:\n  /data (emptyDir)\n  /tmp (emptyDir)\n";
+        assert!(text.ends_with(volumes), "{text}");
     }
 
     #[test]

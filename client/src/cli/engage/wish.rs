@@ -86,9 +86,9 @@ const DEFAULT_WAIT: &str = "2s";
 /// A container to run as the handler, and how to connect for it.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(in crate::cli) struct HandlerArgs {
-    /// Run this container as the handler, as `tp docker-run` does, with the container's environment and working directory.
-    /// The engagement ends with it. Connects if nothing is connected
-    #[arg(last = true, value_name = "[DOCKER RUN OPTIONS] IMAGE [ARG...]")]
+    /// Run a container as the handler, as `tp docker-run` does: docker's options, the image and its arguments. It has the
+    /// workload's environment and working directory, and the engagement ends with it. Connects if nothing is connected
+    #[arg(last = true, value_name = "IMAGE")]
     pub(super) image: Vec<OsString>,
     /// Connect with this kubeconfig instead of those that KUBECONFIG lists, or ~/.kube/config
     #[arg(long, value_name = "FILE", requires = "image", help_heading = HANDLER)]
@@ -125,7 +125,7 @@ enum WhenAway {
 enum Mode {
     /// The traffic manager's choice: the one that restarts nothing
     Auto,
-    /// In a pod of its own, which takes the place of the workload's pods in the Service
+    /// In a pod of its own, which gets the Service's traffic where some is engaged
     StandIn,
     /// In the workload's pods, as a container beside theirs
     Sidecar,
@@ -153,7 +153,11 @@ impl Wish {
     /// Usage errors: flags that do not go together.
     pub(super) fn to_message(&self, connected_namespace: &str, holder: String) -> Result<Engage> {
         let engage = &self.engage;
-        engage.environment.check(!engage.handler.image.is_empty())?;
+        engage.environment.check(engage.has_image())?;
+        if engage.output == Format::Json && engage.environment.takes_stdout() {
+            return Err(CliError::usage("standard output cannot be the environment and the report at once")
+                .hint("write the environment to a file"));
+        }
         let filter = self.filter.as_ref().map_or_else(|| Ok(Filter::default()), FilterArgs::filter)?;
         let (when_away, wait_ms) = self.when_away()?;
         Ok(Engage {

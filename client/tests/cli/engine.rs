@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::daemon::Daemon;
+
 /// What the engine answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
@@ -18,11 +20,13 @@ pub(crate) struct Engine {
     pub(crate) containers: Value,
     /// State of every container, as inspecting one shows it.
     pub(crate) state: Value,
+    /// Who answers in its containers.
+    pub(crate) daemon: Daemon,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { api: "1.41", os: "linux", containers: json!([]), state: json!({}) }
+        Self { api: "1.41", os: "linux", containers: json!([]), state: json!({}), daemon: Daemon::default() }
     }
 }
 
@@ -79,6 +83,10 @@ impl Engine {
                 let _ = reader.read(&mut [0]);
                 return;
             }
+            if path.contains("/exec/") && path.ends_with("/start") {
+                let _ = stream.write_all(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+                return self.daemon.talk(reader, stream);
+            }
             let (status, body) = self.answer(path);
             let body = body.to_string();
             let head = format!(
@@ -103,6 +111,10 @@ impl Engine {
                 if role.is_empty() { found != "handler" } else { found == role }
             });
             (200, matching.cloned().collect())
+        } else if path.ends_with("/exec") {
+            (201, json!({"Id": "exec"}))
+        } else if path.ends_with("/info") {
+            (200, json!({"NCPU": 4}))
         } else if path.contains("/json") {
             (200, json!({"Id": "0123", "State": self.state}))
         } else {

@@ -3,10 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "../../src/attach.rs"]
+mod attach;
 mod config;
+mod daemon;
 mod docker_run;
 mod engine;
 mod engine_errors;
+mod environment;
 mod fixture;
 mod helm;
 mod help;

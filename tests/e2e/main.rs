@@ -5,6 +5,7 @@
 mod addresses;
 mod clients;
 mod engage;
+mod environment;
 mod errors;
 mod host;
 mod install;

@@ -256,8 +256,10 @@ impl Owned {
         let args: Vec<_> = args.into_iter().collect();
         let tp = Tp::new(self.home.path()).kubeconfig(&self.kubeconfig).env("TP_CONTEXT", &self.name);
         // Other tests' connections are there as well, and these commands would ask which one is meant.
-        let is_about_one =
-            matches!(args.first(), Some(&("status" | "quit" | "intercept" | "wiretap" | "leave" | "list")));
+        let is_about_one = matches!(
+            args.first(),
+            Some(&("status" | "quit" | "intercept" | "replace" | "wiretap" | "ingest" | "leave" | "list"))
+        );
         let tp = if is_about_one { tp.env("TP_CONNECTION", &self.name) } else { tp };
         tp.args(args)
     }

@@ -246,7 +246,7 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
             let lifetime = if split.detached { Lifetime::Detached } else { Lifetime::Held };
             let plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
             let (invocation, made) = session::make(Invocation::start(engine)?, plan, &mut signals, &progress).await?;
-            (invocation, Network::Own(Box::new(made)))
+            (invocation, Network::Own(made))
         }
     };
     drop(progress);
@@ -278,7 +278,7 @@ enum Network {
     /// It was there before, and stays. The stream holds one that would otherwise end with another command.
     There { joined: Running, _hold: Option<DaemonLink> },
     /// It was made for the container, and ends with it.
-    Own(Box<Made>),
+    Own(Made),
 }
 
 impl Network {

@@ -203,7 +203,7 @@ async fn flow(services: &Services, budget: &Arc<Budget>, open: Open, mut respond
     let Ok(mut flow) = responder.accept() else { return };
     let _movable = open.flow.map(|number| budget.movable(number, flow.continuation()));
     let relayed = match dialled {
-        Dialled::Tcp(socket) => relay::tcp(flow, socket).await,
+        Dialled::Tcp(socket) => relay::tcp(flow, socket, &budget.read_ahead).await,
         Dialled::Udp(socket) => relay::udp(flow, socket, services.udp_idle).await,
     };
     tracing::debug!(

@@ -13,6 +13,7 @@ use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey};
 use tp_protocol::limits::MAX_ECHOES;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::flow::Continuation;
+use tp_tunnel::read_ahead::ReadAhead;
 
 use super::{Event, LaneId, SessionId, SessionLimits, Sessions};
 use crate::VERSION;
@@ -91,6 +92,8 @@ pub struct Budget {
     pub flows: Arc<Semaphore>,
     /// One permit per dial under way.
     pub dials: Semaphore,
+    /// What its flows may have read ahead.
+    pub read_ahead: ReadAhead,
     /// One permit per ping without an answer yet.
     pub echoes: Arc<Semaphore>,
     /// One permit per call about engagements without an answer yet.
@@ -165,6 +168,7 @@ impl Hub {
             Arc::new(Budget {
                 flows: Arc::new(Semaphore::new(limits.flows)),
                 dials: Semaphore::new(limits.pending_dials),
+                read_ahead: ReadAhead::default(),
                 echoes: Arc::new(Semaphore::new(MAX_ECHOES)),
                 calls: Arc::new(Semaphore::new(CALLS_MAX)),
                 movable: Mutex::default(),

@@ -3,6 +3,8 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `workload` | which workload is meant |
+//! | `container` | which of its containers, and how it runs (pure) |
+//! | `quantity` | Kubernetes' notation of amounts (pure) |
 //! | `service` | which Service and ports are meant, and the patches of its selector (pure) |
 //! | `stand_in` | the objects: a ReplicaSet per stand-in, a Lease per engagement (pure) |
 //! | `registry` | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
@@ -30,7 +32,9 @@ use crate::MANAGER;
 use crate::config::{AgentPod, Engage};
 
 mod calls;
+mod container;
 mod place;
+mod quantity;
 pub(crate) mod registry;
 mod service;
 mod stand_in;
@@ -138,7 +142,7 @@ impl Engagements {
         let record = stand_in::record(lease)?;
         let namespace = lease.namespace()?;
         let cluster = self.cluster.as_ref()?;
-        let stand_in = StandIn::new(&cluster.namespace, &namespace, &record.held.workload, &record.held.service);
+        let stand_in = StandIn::of(&cluster.namespace, &record.held);
         // What somebody else has written is none of ours.
         let is_ours = !cluster.forbids(&namespace)
             && record.held.id == lease.name_any()

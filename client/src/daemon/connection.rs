@@ -363,8 +363,8 @@ impl Connection {
                 tracing::info!(reason = goodbye.reason, "the manager is stopping");
             }
             Some(from_manager::Kind::Engagements(held)) => self.engagements.set(held.engagements),
-            // Orders are an agent's.
-            Some(from_manager::Kind::Orders(_)) | None => {}
+            // An agent's, or of a later version.
+            Some(from_manager::Kind::Orders(_) | from_manager::Kind::TellEnvironment(_)) | None => {}
         }
         None
     }

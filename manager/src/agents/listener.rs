@@ -15,7 +15,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tp_protocol::control::from_manager::Kind as From;
 use tp_protocol::control::to_manager::Kind as To;
-use tp_protocol::control::{FromManager, Goodbye, Ping, ToManager};
+use tp_protocol::control::{FromManager, Goodbye, Ping, TellEnvironment, ToManager};
 use tp_protocol::engage::EngagementId;
 use tp_protocol::engage::reach::Arrival;
 use tp_protocol::error_class::ErrorClass;
@@ -261,12 +261,16 @@ async fn reach(registry: &Registry, seat: &Seat, id: &EngagementId, arrival: &Ar
 async fn serve_control(stopping: &CancellationToken, seat: &Seat, control: Control) -> Result<(), FlowError> {
     let (mut sender, mut receiver) = control.split();
     let mut pings = pings();
-    let mut orders = seat.orders.clone();
+    let (mut orders, mut questions) = (seat.orders.clone(), seat.questions.clone());
     loop {
         tokio::select! {
             Ok(()) = orders.changed() => {
                 let next = orders.borrow_and_update().clone();
                 sender.send(&FromManager::from(From::Orders(next))).await?;
+            }
+            Ok(()) = questions.changed() => {
+                questions.mark_unchanged();
+                sender.send(&FromManager::from(From::TellEnvironment(TellEnvironment {}))).await?;
             }
             number = pings.next() => sender.send(&FromManager::from(From::Ping(Ping { number }))).await?,
             () = stopping.cancelled() => {
@@ -279,6 +283,7 @@ async fn serve_control(stopping: &CancellationToken, seat: &Seat, control: Contr
                 None => return Ok(()),
                 Some(message) => match message?.kind {
                     Some(To::AgentState(state)) => seat.on_state(state),
+                    Some(To::Environment(told)) => seat.on_environment(&told),
                     // Of the others the end of the lane says the same.
                     Some(To::Goodbye(_) | To::Pong(_)) | None => {}
                 },

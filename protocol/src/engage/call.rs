@@ -53,7 +53,6 @@ pub struct Answer {
 pub mod answer {
     /// One answer.
     #[derive(Clone, PartialEq, prost::Oneof)]
-    #[expect(clippy::large_enum_variant, reason = "there is one at a time, for a moment")]
     pub enum Kind {
         /// It could not be done, and nothing has changed.
         #[prost(message, tag = "1")]
@@ -183,6 +182,9 @@ pub struct Environment {
     /// Why it cannot be told; lower-case, without a full stop. Empty when it is all there.
     #[prost(string, tag = "2")]
     pub problem: String,
+    /// The container whose it is.
+    #[prost(string, tag = "3")]
+    pub container: String,
 }
 
 /// A variable of an environment.

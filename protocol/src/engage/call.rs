@@ -5,6 +5,7 @@
 //! ([`Orders`]).
 
 use super::wire::{FilterMessage, Kind, Transport, WhenAway};
+use crate::identity::{Identify, OneTimePort};
 
 /// Largest call or answer, encoded: a namespace of 10,000 workloads fits.
 pub const MAX_CALL_BYTES: usize = 1 << 20;
@@ -13,7 +14,7 @@ pub const MAX_CALL_BYTES: usize = 1 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Call {
     /// Which.
-    #[prost(oneof = "call::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "call::Kind", tags = "1, 2, 3, 10")]
     pub kind: Option<call::Kind>,
 }
 
@@ -32,6 +33,9 @@ pub mod call {
         /// Tell what can be engaged, and what is. Answered with [`super::answer::Kind::Listed`].
         #[prost(message, tag = "3")]
         List(super::List),
+        /// Tell the API server who this is. Answered with [`super::answer::Kind::OneTimePort`].
+        #[prost(message, tag = "10")]
+        Identify(super::Identify),
     }
 }
 
@@ -39,7 +43,7 @@ pub mod call {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Answer {
     /// Which.
-    #[prost(oneof = "answer::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "answer::Kind", tags = "1, 2, 3, 4, 10")]
     pub kind: Option<answer::Kind>,
 }
 
@@ -61,6 +65,9 @@ pub mod answer {
         /// What there is.
         #[prost(message, tag = "4")]
         Listed(super::Listed),
+        /// Where the client shows who it is.
+        #[prost(message, tag = "10")]
+        OneTimePort(super::OneTimePort),
     }
 }
 

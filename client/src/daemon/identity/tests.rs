@@ -28,7 +28,8 @@ async fn claimed(answer: Vec<u8>) -> Result<Identity, Failure> {
     let (near, mut far) = tokio::io::duplex(1 << 10);
     let manager = spawn_local(async move {
         let mut wire = BytesMut::new();
-        while frame::decode::<Claim>(&mut wire, MAX_MESSAGE_BYTES).unwrap() != Some(Claim { session: Some(session()) }) {
+        while frame::decode::<Claim>(&mut wire, MAX_MESSAGE_BYTES).unwrap() != Some(Claim { session: Some(session()) })
+        {
             assert!(far.read_buf(&mut wire).await.unwrap() > 0);
         }
         far.write_all(&answer).await.unwrap();

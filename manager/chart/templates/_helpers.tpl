@@ -36,8 +36,8 @@ Whether the API server has to be asked for its service subnets by a dry run, sin
 {{- end }}
 
 {{/*
-Whether the manager finds out who its clients are.
+Whether the manager finds out who its clients are. It does by default: --reuse-values brings no defaults of later charts.
 */}}
 {{- define "tp-manager.identifies" -}}
-{{- if and .Values.engage.enabled (eq .Values.authorization "subject-access-review") }}true{{ end }}
+{{- if and .Values.engage.enabled (ne .Values.authorization "port-forward-only") }}true{{ end }}
 {{- end }}

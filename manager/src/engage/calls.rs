@@ -88,8 +88,7 @@ impl Engagements {
             let hint = "the chart's value engage.forbiddenNamespaces has the list; the manager's own is always on it";
             return Err(failure(format!("workloads of namespace {namespace} are not to be engaged"), hint));
         }
-        let verb = if asked.what() == wire::Kind::Wiretap { "wiretap" } else { "intercept" };
-        self.authorize(&SessionId::from(&*session.id), verb, namespace, &asked.workload).await?;
+        self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
         let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
         if workload.template.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
             let why = format!("the pods of {workload} use their nodes' network");

@@ -1,6 +1,7 @@
 //! Who may engage what: asks for the client's user, writes each decision to the log, and explains refusals.
 
 use tp_protocol::engage::call::Failure;
+use tp_protocol::engage::wire::Kind;
 use tp_protocol::identity::OneTimePort;
 
 use super::{Engagements, failure};
@@ -19,22 +20,23 @@ impl Engagements {
         self.identities().ok_or_else(nobody_asks)?.open(session).await
     }
 
-    /// Decides whether a session may do `verb` with a workload. Every decision is a line in the log, target `audit`.
+    /// Decides whether a session may engage a workload like that. Every decision is a line in the log, target `audit`.
     ///
     /// # Errors
     /// The refusal, with what would grant the right.
     pub(super) async fn authorize(
         &self,
         session: &SessionId,
-        verb: &str,
+        kind: Kind,
         namespace: &str,
         workload: &str,
     ) -> Result<(), Failure> {
+        // Without a cluster nobody would be asked.
         self.cluster()?;
         let user = self.identities().and_then(|identities| identities.user(session));
         let (decision, why) = self.decide(user.as_deref(), namespace).await;
         let outcome = if decision.is_ok() { "allowed" } else { "refused" };
-        let user = user.as_ref().map(|user| user.name.as_str());
+        let (verb, user) = (verb(kind), user.as_ref().map(|user| user.name.as_str()));
         tracing::info!(target: "audit", user, verb, namespace, workload, outcome, why, %session, "{verb} {outcome}");
         decision
     }
@@ -52,6 +54,16 @@ impl Engagements {
             Ok(Verdict::Refused(why)) => (Err(refused(user, namespace)), why),
             Err(error) => (Err(undecided(user, namespace, &error.to_string())), error.to_string()),
         }
+    }
+}
+
+/// What the audit calls it: as the command.
+fn verb(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Unspecified => "engage",
+        Kind::Intercept => "intercept",
+        Kind::Wiretap => "wiretap",
+        Kind::Replace => "replace",
     }
 }
 

@@ -7,6 +7,7 @@ mod clients;
 mod engage;
 mod errors;
 mod host;
+mod identity;
 mod install;
 mod ipv6;
 mod names;

@@ -51,6 +51,7 @@ impl Engagements {
             Some(call::Kind::Leave(leave)) => self.leave(&id, &leave).await.map(answer::Kind::Left),
             Some(call::Kind::List(list)) => self.list(&id, &list.namespace).await.map(answer::Kind::Listed),
             Some(call::Kind::Describe(asked)) => self.describe(&id, &asked).await.map(answer::Kind::Described),
+            Some(call::Kind::Identify(_)) => self.identify(&id).await.map(answer::Kind::OneTimePort),
             None => {
                 Err(failure("the manager does not know this call", "`tp helm upgrade` brings the client's version"))
             }
@@ -58,7 +59,7 @@ impl Engagements {
         Answer { kind: Some(done.unwrap_or_else(answer::Kind::Failure)) }
     }
 
-    fn cluster(&self) -> Result<&Arc<Cluster>, Failure> {
+    pub(super) fn cluster(&self) -> Result<&Arc<Cluster>, Failure> {
         self.cluster.as_ref().ok_or_else(|| {
             failure("engaging workloads is switched off", "the chart's value engage.enabled switches it on")
         })
@@ -87,6 +88,7 @@ impl Engagements {
             let hint = "the chart's value engage.forbiddenNamespaces has the list; the manager's own is always on it";
             return Err(failure(format!("workloads of namespace {namespace} are not to be engaged"), hint));
         }
+        self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
         let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
         let held = if asked.what() == wire::Kind::Ingest {
             ingested(&asked, &workload)?

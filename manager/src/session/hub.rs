@@ -17,6 +17,7 @@ use tp_tunnel::read_ahead::ReadAhead;
 
 use super::{Event, LaneId, SessionId, SessionLimits, Sessions};
 use crate::VERSION;
+use crate::identity::User;
 
 /// Bytes of a session's id: enough to be unique.
 const ID_BYTES: usize = 8;
@@ -204,6 +205,24 @@ impl Hub {
     #[must_use]
     pub fn is_awake(&self, session: &SessionId) -> Option<bool> {
         self.lock().sessions.is_awake(session)
+    }
+
+    /// Whether this is the key of a session that is here.
+    #[must_use]
+    pub fn holds(&self, key: &SessionKey) -> bool {
+        self.lock().sessions.holds(key)
+    }
+
+    /// Notes who a session belongs to; false when this is not the key of one.
+    #[must_use]
+    pub fn identify(&self, key: &SessionKey, user: &Arc<User>) -> bool {
+        self.lock().sessions.identify(key, Arc::clone(user))
+    }
+
+    /// Who a session belongs to; `None` when it is not known, or the session is not here.
+    #[must_use]
+    pub fn user(&self, session: &SessionId) -> Option<Arc<User>> {
+        self.lock().sessions.user(session)
     }
 
     /// Follows how many sessions have ended.

@@ -98,6 +98,7 @@ pub(in crate::cli) fn unexpected(answer: &answer::Kind) -> CliError {
         answer::Kind::Engaged(_) => "an engagement",
         answer::Kind::Left(_) => "what has ended",
         answer::Kind::Listed(_) => "a list",
+        answer::Kind::OneTimePort(_) => "a port",
     };
     CliError::bug(format!("the traffic manager answered with {what}, which was not the question"))
 }

@@ -342,6 +342,23 @@ pub(crate) struct Status {
     /// Connections to handlers of engagements that are open.
     #[prost(uint64, tag = "34")]
     pub(crate) engaged_connections: u64,
+    /// Who the connection belongs to; absent when the manager does not ask, or does not know yet.
+    #[prost(message, optional, tag = "40")]
+    pub(crate) user: Option<User>,
+    /// Why the manager could not find that out; empty when it could, or does not ask.
+    #[prost(string, tag = "41")]
+    pub(crate) user_problem: String,
+}
+
+/// A user, as the API server names them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct User {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    /// Groups.
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) groups: Vec<String>,
 }
 
 /// A subnet of the cluster that containers see as another one.

@@ -14,6 +14,7 @@ mod dns;
 mod engagements;
 mod flows;
 mod hosts;
+mod identity;
 pub(crate) mod init;
 mod kube;
 mod layout;

@@ -1,4 +1,4 @@
-//! What is framed: hellos of both sides, and the messages of the control channel.
+//! What is framed: hellos of both sides, and the messages of the control channel and of one-time ports.
 
 use std::fmt::Debug;
 
@@ -8,6 +8,7 @@ use tp_protocol::control::{FromManager, ToManager};
 use tp_protocol::engage::{Engagement, wire};
 use tp_protocol::frame;
 use tp_protocol::hello::{self, ClientHello, ServerHello};
+use tp_protocol::identity::{Claim, Verdict};
 use tp_protocol::limits::MAX_CONTROL_BYTES;
 
 pub(crate) fn run(data: &[u8]) {
@@ -17,6 +18,8 @@ pub(crate) fn run(data: &[u8]) {
     hello_again::<ServerHello>(data);
     messages_again::<ToManager>(data);
     messages_again::<FromManager>(data);
+    messages_again::<Claim>(data);
+    messages_again::<Verdict>(data);
     engagement_again(data);
 }
 

@@ -32,7 +32,7 @@ use resolv::ResolvConf;
 const DEFAULT_DOMAIN: &str = "cluster.local";
 
 /// Ports of the manager: what its own pod and Service refuse to be dialled on.
-pub(crate) const OWN_PORTS: [u16; 3] = [crate::CLIENT_PORT, crate::AGENT_PORT, crate::HEALTH_PORT];
+pub(crate) const OWN_PORTS: [u16; 4] = [crate::CLIENT_PORT, crate::AGENT_PORT, crate::WEBHOOK_PORT, crate::HEALTH_PORT];
 
 /// What the nodes tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -32,6 +32,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// Whether workloads can be engaged.
     pub engage: Engage,
+    /// Which of those who may connect may do that.
+    pub authorization: Authorization,
     /// The pods that the manager makes for it.
     pub agent: AgentPod,
     /// Settings handed to every client, as the JSON text of a mapping; empty when there are none.
@@ -136,6 +138,17 @@ pub struct Engage {
     pub enabled: bool,
     /// Namespaces whose workloads may not be engaged.
     pub forbidden_namespaces: Vec<String>,
+}
+
+/// Who may engage workloads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Authorization {
+    /// Whoever has the right that [`crate::identity::rights`] names in the workload's namespace.
+    #[default]
+    SubjectAccessReview,
+    /// Whoever may connect.
+    PortForwardOnly,
 }
 
 /// The `agent` section: how stand-ins are made.
@@ -375,6 +388,7 @@ mod tests {
         assert_eq!(config.timeouts.session_grace, Duration::from_secs(120));
         assert_eq!(config.limits.sessions, 1_000);
         assert_eq!(config.client, "");
+        assert_eq!(config.authorization, Authorization::SubjectAccessReview, "safe unless somebody says otherwise");
     }
 
     #[test]
@@ -384,6 +398,7 @@ mod tests {
              limits: {sessions: 3}\n\
              timeouts: {sessionGrace: 1m30s, dns: 500ms}\n\
              dialPolicy: {deny: [10.0.0.0/8], allow: ['10.1.2.3:5432', nodes]}\n\
+             authorization: port-forward-only\n\
              cluster: {domain: corp.local, serviceSubnets: [10.96.0.0/16], podSubnets: ['fd00::/64']}\n\
              client: {dns: {exclude: [corp.example]}, timeouts: {connect: 5s}}\n",
         )
@@ -393,6 +408,7 @@ mod tests {
         assert_eq!(config.timeouts.session_grace, Duration::from_secs(90));
         assert_eq!(config.timeouts.dns, Duration::from_millis(500));
         assert_eq!(config.dial_policy.allow.len(), 2);
+        assert_eq!(config.authorization, Authorization::PortForwardOnly);
         assert_eq!(config.cluster.domain, "corp.local");
         assert_eq!(config.cluster.service_subnets, ["10.96.0.0/16".parse().unwrap()]);
         assert_eq!(config.client, r#"{"dns":{"exclude":["corp.example"]},"timeouts":{"connect":"5s"}}"#);

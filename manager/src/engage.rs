@@ -3,11 +3,14 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `workload` | which workload is meant |
+//! | `container` | which of its containers, and how it runs (pure) |
+//! | `quantity` | Kubernetes' notation of amounts (pure) |
 //! | `service` | which Service and ports are meant, and the patches of its selector (pure) |
 //! | `stand_in` | the objects: a ReplicaSet per stand-in, a Lease per engagement (pure) |
 //! | `registry` | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
 //! | `place` | a task per stand-in that makes the cluster what its engagements want |
 //! | `calls` | what clients ask for |
+//! | `rights` | who may |
 //!
 //! The Leases are the truth: a manager that starts reads them, takes the engagements up, and gives their clients the grace
 //! time to come back.
@@ -28,10 +31,14 @@ use tp_protocol::engage::call::Failure;
 
 use crate::MANAGER;
 use crate::config::{AgentPod, Engage};
+use crate::identity::Identities;
 
 mod calls;
+mod container;
 mod place;
+mod quantity;
 pub(crate) mod registry;
+mod rights;
 mod service;
 mod stand_in;
 mod workload;
@@ -56,6 +63,8 @@ pub struct Cluster {
     pub config: Engage,
     /// How stand-ins are made.
     pub agent: AgentPod,
+    /// Knows who asks and what they may; `None`: whoever may connect may engage.
+    pub identities: Option<Identities>,
 }
 
 impl Cluster {
@@ -85,6 +94,11 @@ impl Engagements {
     #[must_use]
     pub fn new(registry: Registry, cluster: Option<Cluster>) -> Self {
         Self { registry, cluster: cluster.map(Arc::new) }
+    }
+
+    /// What finds out who clients are; `None` when nothing depends on it.
+    pub(crate) fn identities(&self) -> Option<&Identities> {
+        self.cluster.as_ref()?.identities.as_ref()
     }
 
     /// Takes up what the Leases say, follows them, renews them, and ends the engagements of clients that are gone. Runs
@@ -138,7 +152,7 @@ impl Engagements {
         let record = stand_in::record(lease)?;
         let namespace = lease.namespace()?;
         let cluster = self.cluster.as_ref()?;
-        let stand_in = StandIn::new(&cluster.namespace, &namespace, &record.held.workload, &record.held.service);
+        let stand_in = StandIn::of(&cluster.namespace, &record.held);
         // What somebody else has written is none of ours.
         let is_ours = !cluster.forbids(&namespace)
             && record.held.id == lease.name_any()
@@ -200,6 +214,6 @@ fn params() -> PatchParams {
 }
 
 /// A failure with its hint.
-fn failure(message: impl Into<String>, hint: impl Into<String>) -> Failure {
+pub(crate) fn failure(message: impl Into<String>, hint: impl Into<String>) -> Failure {
     Failure { message: message.into(), hint: hint.into() }
 }

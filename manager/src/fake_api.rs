@@ -119,6 +119,18 @@ impl State {
                 }
                 Some(_) => (StatusCode::OK, self.store(path, sent)),
             },
+            Method::PATCH => match self.objects.get(path).cloned() {
+                None => failure(StatusCode::NOT_FOUND),
+                Some(current) => {
+                    let version = sent["metadata"].get("resourceVersion");
+                    if version.is_some_and(|version| *version != current["metadata"]["resourceVersion"]) {
+                        return failure(StatusCode::CONFLICT);
+                    }
+                    let mut patched = current;
+                    merge(&mut patched, sent);
+                    (StatusCode::OK, self.store(path, patched))
+                }
+            },
             _ => failure(StatusCode::METHOD_NOT_ALLOWED),
         }
     }
@@ -128,5 +140,22 @@ impl State {
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.objects.insert(path.to_owned(), object.clone());
         object
+    }
+}
+
+/// Applies a JSON merge patch (RFC 7396).
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        match value {
+            Value::Null => _ = target.as_object_mut().map(|object| object.remove(&key)),
+            value => merge(&mut target[key], value),
+        }
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tp_protocol::control::ClusterInfo;
 use tp_protocol::engage::call::Call;
 use tp_protocol::error_class::ErrorClass;
-use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey, Welcome};
+use tp_protocol::hello::{ClientHello, IDENTITY, Refusal, RefusalCode, SessionKey, Welcome};
 use tp_protocol::open::{Open, OpenRefused};
 use tp_tunnel::carrier::Carrier;
 use tp_tunnel::error::LaneError;
@@ -96,7 +96,10 @@ pub async fn serve(services: Arc<Services>, io: impl Carrier + 'static) -> Resul
 
 /// Decides on a hello.
 fn admit(services: &Services, hello: &ClientHello) -> Result<(Admitted, Welcome), Refusal> {
-    let (version, features) = hello.negotiate(VERSION)?;
+    let (version, mut features) = hello.negotiate(VERSION)?;
+    if services.engagements.identities().is_none() {
+        features.retain(|feature| feature != IDENTITY);
+    }
     if hello.agent.is_some() {
         let message = "this port is for clients; agents connect over TLS";
         return Err(Refusal::new(RefusalCode::WrongRole, message, VERSION));
@@ -203,7 +206,7 @@ async fn flow(services: &Services, budget: &Arc<Budget>, open: Open, mut respond
     let Ok(mut flow) = responder.accept() else { return };
     let _movable = open.flow.map(|number| budget.movable(number, flow.continuation()));
     let relayed = match dialled {
-        Dialled::Tcp(socket) => relay::tcp(flow, socket).await,
+        Dialled::Tcp(socket) => relay::tcp(flow, socket, &budget.read_ahead).await,
         Dialled::Udp(socket) => relay::udp(flow, socket, services.udp_idle).await,
     };
     tracing::debug!(

@@ -11,6 +11,7 @@
 //! | [`policy`], [`subnet`] | pure decisions: what may be dialled, which prefixes cover what |
 //! | [`dial`], [`dns`] | the sockets in the cluster |
 //! | [`agents`] | registered agents, their door |
+//! | [`identity`], [`webhook`] | who a session belongs to and what they may, and the port that the API server calls for it |
 //! | [`engage`] | who takes which traffic of which workload |
 //! | `cluster`, `trust`, [`pki`], `health`, [`run`] | what it learns from and keeps in Kubernetes, and the process |
 
@@ -24,6 +25,7 @@ pub mod engage;
 #[cfg(test)]
 mod fake_api;
 mod health;
+pub mod identity;
 pub mod lane;
 mod listen;
 pub mod log;
@@ -33,6 +35,7 @@ pub mod run;
 pub mod session;
 pub mod subnet;
 mod trust;
+pub mod webhook;
 
 /// Release of this software.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -44,6 +47,8 @@ pub const MANAGER: &str = "tp-manager";
 pub const CLIENT_PORT: u16 = 7400;
 /// Port for agents.
 pub const AGENT_PORT: u16 = 7443;
+/// Port for the API server's admission webhooks.
+pub const WEBHOOK_PORT: u16 = 7444;
 /// Port for the kubelet's probes.
 pub const HEALTH_PORT: u16 = 7480;
 

@@ -1,12 +1,14 @@
-//! What all listeners share: how to live with failing accepts, and the clients' door.
+//! What all listeners share: how to live with failing accepts and with strangers, and the clients' door.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::lane::{self, Services};
@@ -14,6 +16,9 @@ use crate::log_end;
 
 /// Wait after an accept that failed for want of something (file descriptors, memory), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections at once of strangers from one address, so that one pod cannot keep all others out. An agent opens one.
+const STRANGERS_PER_ADDRESS_MAX: usize = 8;
 
 /// Client lanes at once, before and after their hello: [`crate::config::Limits`] bounds those behind it.
 const LANES_MAX: usize = 16_384;
@@ -32,6 +37,56 @@ pub(crate) async fn accept_errors(accepted: io::Result<(TcpStream, SocketAddr)>)
             tracing::warn!(%error, "cannot accept a connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
+        }
+    }
+}
+
+/// Counts the connections of those who have not proven anything yet.
+pub(crate) struct Gate {
+    room: Arc<Semaphore>,
+    /// Guards a count per address; held for one map operation at a time.
+    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// One such connection's place. Dropping it makes room for another.
+pub(crate) struct Turn {
+    address: IpAddr,
+    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Gate {
+    /// Has room for `max` at once.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { room: Arc::new(Semaphore::new(max)), by_address: Arc::default() }
+    }
+
+    /// Waits for room.
+    pub(crate) fn place(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
+        let place = self.room.clone().acquire_owned();
+        async { place.await.ok() }
+    }
+
+    /// Returns a turn, unless the address has as many as it may.
+    pub(crate) fn enter(&self, place: OwnedSemaphorePermit, address: IpAddr) -> Option<Turn> {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.entry(address).or_default();
+        if *count >= STRANGERS_PER_ADDRESS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Turn { address, by_address: self.by_address.clone(), _place: place })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut entry) = by_address.entry(self.address) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
         }
     }
 }

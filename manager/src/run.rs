@@ -21,14 +21,18 @@ use crate::cluster::Facts;
 use crate::cluster::gateways::{IPV4_ROUTES, IPV6_ROUTES, gateways};
 use crate::cluster::resolv::{RESOLV_CONF, ResolvConf};
 use crate::cluster::watch::{self as cluster_watch, Published};
-use crate::config::{AgentPod, Config, Limits, Pod, Timeouts};
+use crate::config::{AgentPod, Authorization, Config, Limits, Pod, Timeouts};
 use crate::dial::Dialer;
 use crate::dns::Forwarder;
 use crate::engage::{Cluster, Engagements, Registry};
+use crate::identity::Identities;
 use crate::lane::Services;
 use crate::session::SessionLimits;
 use crate::session::hub::{FlowLimits, Hub};
-use crate::{AGENT_PORT, CLIENT_PORT, HEALTH_PORT, MANAGER, VERSION, health, listen, log_end, trust};
+use crate::webhook::identity::IdentityHook;
+use crate::webhook::registration::Registration;
+use crate::webhook::{self, Webhooks};
+use crate::{AGENT_PORT, CLIENT_PORT, HEALTH_PORT, MANAGER, VERSION, WEBHOOK_PORT, health, listen, log_end, trust};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1_024;
@@ -65,6 +69,9 @@ pub enum RunError {
     /// Signals cannot be taken.
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
+    /// Secrets cannot be made.
+    #[error("the system has no randomness")]
+    NoRandomness,
 }
 
 /// Runs the manager until it is told to stop (SIGTERM or SIGINT).
@@ -86,6 +93,7 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     tracing::info!(version = VERSION, pod = pod.name, namespace = pod.namespace, "tp-manager starts");
 
     let (tls_tx, tls_rx) = watch::channel(None);
+    let (bundle_tx, bundle_rx) = watch::channel(String::new());
     let Timeouts { handshake, drain, .. } = config.timeouts;
     let services = Arc::new(services(&config, &pod, &facts, &published, nameservers, &client, &stopping));
     let agent_services = Arc::new(AgentServices {
@@ -102,8 +110,12 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     background.spawn(health::run(ports.health, ready));
     let names = tls_names(&pod.namespace, facts.domain());
     let (trust_client, namespace) = (client.clone(), pod.namespace.clone());
-    background
-        .spawn(again("CA", move || trust::run(trust_client.clone(), namespace.clone(), names.clone(), tls_tx.clone())));
+    background.spawn(again("CA", move || {
+        trust::run(trust_client.clone(), namespace.clone(), names.clone(), tls_tx.clone(), bundle_tx.clone())
+    }));
+    if let Some(identities) = services.engagements.identities() {
+        identify(&mut background, identities, &client, &pod, &tls_rx, bundle_rx)?;
+    }
     background.spawn(again("cluster", move || {
         cluster_watch::run(client.clone(), pod.namespace.clone(), facts.clone(), published.clone())
     }));
@@ -143,6 +155,28 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
         Ok(()) => tracing::info!("all lanes ended"),
         Err(_) => tracing::info!("lanes that did not end in time are cut off"),
     }
+    Ok(())
+}
+
+/// Starts what it takes to find out who clients are: the API server's port, and its registration.
+fn identify(
+    background: &mut JoinSet<()>,
+    identities: &Identities,
+    client: &Client,
+    pod: &Pod,
+    tls: &watch::Receiver<Option<Arc<ServerConfig>>>,
+    bundle: watch::Receiver<String>,
+) -> Result<(), RunError> {
+    let listener = bind_any(WEBHOOK_PORT)?;
+    let hook = IdentityHook::new(identities.clone(), &pod.namespace, &pod.name).ok_or(RunError::NoRandomness)?;
+    let registration = Registration::new(client.clone(), &pod.namespace, hook.path());
+    let hooks = Arc::new(Webhooks { identity: hook });
+    background.spawn(webhook::run(hooks, listener, tls.clone()));
+    let identities = identities.clone();
+    background.spawn(again("webhook registration", move || {
+        let (registration, bundle, identities) = (registration.clone(), bundle.clone(), identities.clone());
+        async move { registration.keep(bundle, &identities).await }
+    }));
     Ok(())
 }
 
@@ -233,7 +267,9 @@ fn services(
         FlowLimits { flows: flows_per_session as usize, pending_dials: pending_dials_per_session as usize };
     let dns = Arc::new(Forwarder::new(nameservers, dns, dns_queries));
     let hub = Hub::new(limits, flow_limits);
+    let asks = config.authorization == Authorization::SubjectAccessReview;
     let cluster = config.engage.enabled.then(|| Cluster {
+        identities: asks.then(|| Identities::new(hub.clone(), client.clone())),
         client: client.clone(),
         namespace: pod.namespace.clone(),
         config: config.engage.clone(),
@@ -270,7 +306,7 @@ fn readiness(services: &Arc<Services>, tls: watch::Receiver<Option<Arc<ServerCon
     })
 }
 
-/// Names under which agents may reach the manager.
+/// Names under which agents and the API server may reach the manager.
 fn tls_names(namespace: &str, domain: &str) -> Vec<String> {
     vec![
         format!("{MANAGER}.{namespace}.svc"),

@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tp_protocol::hello::{ClientHello, RefusalCode, SessionKey};
+
+use crate::identity::User;
 
 pub mod hub;
 
@@ -111,6 +114,8 @@ pub enum EndedWhy {
 #[derive(Debug)]
 struct Session {
     secret: Vec<u8>,
+    /// Who it belongs to, once that is known. A lane that joins or comes back changes nothing of it.
+    user: Option<Arc<User>>,
     /// By the client's own number of the lane.
     lanes: BTreeMap<u32, LaneEntry>,
     /// When the last lane went. Invariant: `Some` exactly while `lanes` is empty.
@@ -240,6 +245,30 @@ impl Sessions {
         Some(session.lanes.values().any(|lane| lane.lost_at.is_none()))
     }
 
+    /// Whether a session of this id is here, and this is its secret.
+    #[must_use]
+    pub fn holds(&self, key: &SessionKey) -> bool {
+        let session = self.sessions_by_id.get(&SessionId::from(&*key.id));
+        session.is_some_and(|session| is_same(&session.secret, &key.secret))
+    }
+
+    /// Notes who a session belongs to; false when this is not the key of one.
+    pub fn identify(&mut self, key: &SessionKey, user: Arc<User>) -> bool {
+        if !self.holds(key) {
+            return false;
+        }
+        if let Some(session) = self.sessions_by_id.get_mut(&SessionId::from(&*key.id)) {
+            session.user = Some(user);
+        }
+        true
+    }
+
+    /// Who a session belongs to; `None` when it is not known, or the session is not here.
+    #[must_use]
+    pub fn user(&self, id: &SessionId) -> Option<Arc<User>> {
+        self.sessions_by_id.get(id)?.user.clone()
+    }
+
     /// Returns how many sessions there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -258,8 +287,12 @@ impl Sessions {
         }
         let id = SessionId(fresh.id.clone());
         let lane = self.add_lane(&id);
-        let session =
-            Session { secret: fresh.secret.clone(), lanes: BTreeMap::from([(number, lane.into())]), alone_since: None };
+        let session = Session {
+            secret: fresh.secret.clone(),
+            user: None,
+            lanes: BTreeMap::from([(number, lane.into())]),
+            alone_since: None,
+        };
         let previous = self.sessions_by_id.insert(id.clone(), session);
         debug_assert!(previous.is_none(), "session ids are random");
         Ok(Admission { lane, session: id, key: fresh, rejoined: false, resumed: false })
@@ -312,7 +345,7 @@ impl From<LaneId> for LaneEntry {
 }
 
 /// Compares secrets in a time that does not depend on where they differ.
-fn is_same(secret: &[u8], other: &[u8]) -> bool {
+pub(crate) fn is_same(secret: &[u8], other: &[u8]) -> bool {
     let differences = secret.iter().zip(other).fold(0, |seen, (a, b)| seen | (a ^ b));
     secret.len() == other.len() && std::hint::black_box(differences) == 0
 }
@@ -408,6 +441,23 @@ mod tests {
             let error = desk.admit(0, Some(&forged)).unwrap_err();
             assert_eq!(error.code(), RefusalCode::BadSecret);
         }
+    }
+
+    #[test]
+    fn a_session_keeps_its_user_whatever_becomes_of_its_lanes() {
+        let mut desk = Desk::new();
+        let first = desk.admit(0, None).unwrap();
+        let ann = Arc::new(User { name: "ann".into(), ..User::default() });
+        let forged = SessionKey { secret: vec![9; 32], ..first.key.clone() };
+        assert!(!desk.sessions.holds(&forged) && !desk.sessions.identify(&forged, ann.clone()));
+        assert_eq!(desk.sessions.user(&first.session), None);
+        assert!(desk.sessions.identify(&first.key, ann.clone()));
+        desk.hello(0, Some(&first.key), Some(0)).unwrap();
+        desk.close(first.lane);
+        desk.admit(0, Some(&first.key)).unwrap();
+        assert_eq!(desk.sessions.user(&first.session), Some(ann));
+        desk.sessions.on_goodbye(&first.session, String::new());
+        assert_eq!(desk.sessions.user(&first.session), None);
     }
 
     #[test]

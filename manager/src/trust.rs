@@ -61,12 +61,14 @@ fn api(what: &'static str) -> impl FnOnce(kube::Error) -> TrustError {
     move |source| TrustError::Api { what, source }
 }
 
-/// Keeps the CA and publishes the TLS configuration with a fresh leaf; `None` until there is one.
+/// Keeps the CA and publishes the TLS configuration with a fresh leaf, `None` until there is one, and the certificates to trust
+/// for it, in PEM, empty until there are any.
 pub(crate) async fn run(
     client: Client,
     namespace: String,
     names: Vec<String>,
     tls: watch::Sender<Option<Arc<ServerConfig>>>,
+    bundle: watch::Sender<String>,
 ) {
     let keeper = Keeper { client, namespace };
     let mut ca: Option<Ca> = None;
@@ -86,6 +88,11 @@ pub(crate) async fn run(
                         Err(error) => tracing::error!(%error, "no certificate for the agents' port"),
                     }
                 }
+                bundle.send_if_modified(|bundle| {
+                    let is_new = *bundle != kept.bundle_pem;
+                    bundle.clone_from(&kept.bundle_pem);
+                    is_new
+                });
                 ca = Some(kept);
                 tokio::time::sleep(RECONCILE).await;
             }

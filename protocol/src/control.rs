@@ -27,7 +27,7 @@ pub mod to_manager {
         /// What an agent makes of its orders.
         #[prost(message, tag = "3")]
         AgentState(call::AgentState),
-        /// An agent's answer to [`super::from_manager::Kind::TellEnvironment`]; answers come in the questions' order.
+        /// An agent's answer to [`super::from_manager::Kind::TellEnvironment`].
         #[prost(message, tag = "4")]
         Environment(call::Environment),
     }

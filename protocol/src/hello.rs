@@ -24,13 +24,17 @@ pub const MIN_VERSION: u32 = 1;
 pub const MAX_VERSION: u32 = 1;
 
 /// What this build can do beyond the protocol version, by name. Both ends use what both have.
-pub const FEATURES: &[&str] = &[CONTINUE, "dns", "echo", ENGAGE, "tcp", "udp"];
+pub const FEATURES: &[&str] = &[CONTINUE, "dns", "echo", ENGAGE, IDENTITY, "tcp", "udp"];
 
 /// The feature by which a flow goes on on another lane ([`crate::open`]).
 pub const CONTINUE: &str = "continue";
 
 /// The feature by which workloads are engaged ([`crate::engage`]).
 pub const ENGAGE: &str = "engage";
+
+/// The feature by which the manager learns who a session belongs to ([`crate::identity`]). A manager offers it only while it
+/// asks.
+pub const IDENTITY: &str = "identity";
 
 /// What a client or an agent says first.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -104,8 +108,8 @@ pub struct Welcome {
     /// Pod of the manager.
     #[prost(string, tag = "5")]
     pub manager_pod: String,
-    /// Reserved for identity: a loopback port of the manager's pod that is good for one connection. Who opens it through
-    /// the API server is who the session belongs to.
+    /// Never set, and not to be used again: a port for [`crate::identity`] in every hello would be a listener for every
+    /// connection that is made, so it is asked for instead.
     #[prost(uint32, optional, tag = "6")]
     pub one_time_port: Option<u32>,
     /// Present when the lane goes on ([`crate::resume`]): how many bytes the manager has received. Absent when it starts

@@ -8,21 +8,23 @@ use tracing_subscriber::filter::{ParseError, Targets};
 /// What the agent has to know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// `TP_MANAGER_ADDRESS`: where the manager's agents' port is.
+    /// `TP_AGENT_MANAGER`: where the manager's agents' port is.
     pub manager: ManagerAddress,
-    /// `TP_MANAGER_CA_FILE`: who may sign the manager's certificate.
+    /// `TP_AGENT_CA_FILE`: who may sign the manager's certificate.
     pub ca_file: PathBuf,
-    /// `TP_MANAGER_TOKEN_FILE`: the projected service account token.
+    /// `TP_AGENT_TOKEN_FILE`: the projected service account token.
     pub token_file: PathBuf,
-    /// `POD_NAME`.
+    /// `TP_AGENT_POD`.
     pub pod: String,
-    /// `POD_NAMESPACE`.
+    /// `TP_AGENT_NAMESPACE`.
     pub namespace: String,
+    /// `TP_AGENT_CONTAINER`: the container whose environment the agent has; empty for none.
+    pub container: String,
     /// `TP_AGENT_HEALTH_PORT`: port of the probe.
     pub health_port: u16,
-    /// `TP_LOG_LEVEL`: level, or levels per module (`info,tp_agent::manager=debug`).
+    /// `TP_AGENT_LOG_LEVEL`: level, or levels per module (`info,tp_agent::manager=debug`).
     pub log_filter: Targets,
-    /// `TP_LOG_FORMAT`: `json` or `text`.
+    /// `TP_AGENT_LOG_FORMAT`: `json` or `text`.
     pub log_format: LogFormat,
 }
 
@@ -72,23 +74,25 @@ impl Config {
             name,
             problem: format!("`{value}`, which is not {expected}"),
         };
-        let manager = or("TP_MANAGER_ADDRESS", DEFAULT_MANAGER);
+        let manager = or("TP_AGENT_MANAGER", DEFAULT_MANAGER);
         let health_port = or("TP_AGENT_HEALTH_PORT", DEFAULT_HEALTH_PORT);
-        let log_level = or("TP_LOG_LEVEL", "info");
-        let log_format = or("TP_LOG_FORMAT", "json");
-        let log_filter = log_filter(&log_level).map_err(|_| invalid("TP_LOG_LEVEL", &log_level, "a log level"))?;
+        let log_level = or("TP_AGENT_LOG_LEVEL", "info");
+        let log_format = or("TP_AGENT_LOG_FORMAT", "json");
+        let log_filter =
+            log_filter(&log_level).map_err(|_| invalid("TP_AGENT_LOG_LEVEL", &log_level, "a log level"))?;
         Ok(Self {
             manager: parse_address(&manager)
-                .ok_or_else(|| invalid("TP_MANAGER_ADDRESS", &manager, "a name with a port"))?,
-            ca_file: or("TP_MANAGER_CA_FILE", DEFAULT_CA_FILE).into(),
-            token_file: or("TP_MANAGER_TOKEN_FILE", DEFAULT_TOKEN_FILE).into(),
-            pod: required("POD_NAME")?,
-            namespace: required("POD_NAMESPACE")?,
+                .ok_or_else(|| invalid("TP_AGENT_MANAGER", &manager, "a name with a port"))?,
+            ca_file: or("TP_AGENT_CA_FILE", DEFAULT_CA_FILE).into(),
+            token_file: or("TP_AGENT_TOKEN_FILE", DEFAULT_TOKEN_FILE).into(),
+            pod: required("TP_AGENT_POD")?,
+            namespace: required("TP_AGENT_NAMESPACE")?,
+            container: or("TP_AGENT_CONTAINER", ""),
             health_port: health_port.parse().map_err(|_| invalid("TP_AGENT_HEALTH_PORT", &health_port, "a port"))?,
             log_format: match &*log_format {
                 "json" => LogFormat::Json,
                 "text" => LogFormat::Text,
-                other => return Err(invalid("TP_LOG_FORMAT", other, "json or text")),
+                other => return Err(invalid("TP_AGENT_LOG_FORMAT", other, "json or text")),
             },
             log_filter,
         })
@@ -119,7 +123,7 @@ mod tests {
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let pod = [("POD_NAME", "web-1"), ("POD_NAMESPACE", "shop")];
+        let pod = [("TP_AGENT_POD", "web-1"), ("TP_AGENT_NAMESPACE", "shop")];
         Config::from_environment(|name| {
             pairs.iter().chain(&pod).find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         })
@@ -135,8 +139,11 @@ mod tests {
 
     #[test]
     fn variables_replace_the_defaults_and_empty_ones_do_not() {
-        let config =
-            read(&[("TP_MANAGER_ADDRESS", "tp-manager.dev.svc:1"), ("TP_LOG_FORMAT", "text"), ("TP_LOG_LEVEL", "")]);
+        let config = read(&[
+            ("TP_AGENT_MANAGER", "tp-manager.dev.svc:1"),
+            ("TP_AGENT_LOG_FORMAT", "text"),
+            ("TP_AGENT_LOG_LEVEL", ""),
+        ]);
         let config = config.unwrap();
         assert_eq!((&*config.manager.host, config.manager.port), ("tp-manager.dev.svc", 1));
         assert_eq!((config.log_format, config.log_filter), (LogFormat::Text, log_filter("info").unwrap()));
@@ -152,14 +159,14 @@ mod tests {
     #[test]
     fn what_is_malformed_is_named() {
         for (name, value) in [
-            ("TP_MANAGER_ADDRESS", "tp-manager"),
-            ("TP_MANAGER_ADDRESS", "10.0.0.1:7443"),
-            ("TP_MANAGER_ADDRESS", ":7443"),
-            ("TP_MANAGER_ADDRESS", "tp-manager:0"),
+            ("TP_AGENT_MANAGER", "tp-manager"),
+            ("TP_AGENT_MANAGER", "10.0.0.1:7443"),
+            ("TP_AGENT_MANAGER", ":7443"),
+            ("TP_AGENT_MANAGER", "tp-manager:0"),
             ("TP_AGENT_HEALTH_PORT", "x"),
-            ("TP_LOG_LEVEL", "a=b=c"),
-            ("TP_LOG_FORMAT", "xml"),
-            ("POD_NAME", ""),
+            ("TP_AGENT_LOG_LEVEL", "a=b=c"),
+            ("TP_AGENT_LOG_FORMAT", "xml"),
+            ("TP_AGENT_POD", ""),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.to_string().contains(name), "{name}={value}: {error}");

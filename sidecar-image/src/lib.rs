@@ -18,6 +18,7 @@ mod apps;
 mod backoff;
 pub mod config;
 pub mod engine;
+mod environment;
 mod handler;
 mod health;
 mod manager;

@@ -266,6 +266,9 @@ async fn talk(
                         tell(sender, &mut told, duties.state()).await?;
                         changes.reset();
                     }
+                    Some(From::TellEnvironment(_)) => {
+                        sender.send(&ToManager::from(To::Environment(duties.environment()))).await?;
+                    }
                     // For clients, or of a later version.
                     Some(From::ClusterInfo(_) | From::Agents(_) | From::Engagements(_)) | None => {}
                 },

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
-use tp_protocol::engage::call::{self, AgentPort, AgentState, Orders};
+use tp_protocol::engage::call::{self, AgentPort, AgentState, Environment, Orders};
 use tp_protocol::engage::wire::{self, EngagementError};
 use tp_protocol::engage::{Engagement, EngagementId};
 use tp_protocol::open::Transport;
@@ -19,6 +19,7 @@ use crate::apps::Apps;
 use crate::engine::destination::Destination;
 use crate::engine::engagements::{Engagements, Report};
 use crate::engine::{AppProtocol, Engine, Port};
+use crate::environment;
 use crate::handler::{CurrentLane, Handler};
 
 /// Most engagements at once. With ids of the greatest length, what is said of them fits into a control message.
@@ -29,11 +30,13 @@ const PROBLEM_BYTES_MAX: usize = 4096;
 
 /// What the agent does by order of the manager.
 pub(crate) struct Duties {
+    /// The container whose environment the agent has; empty for none.
+    container: String,
     /// By which handlers are reached.
     lane: CurrentLane,
     /// Takes the engine to where it runs, once.
     engine_tx: Option<oneshot::Sender<Engine>>,
-    /// Becomes true when the ports are open.
+    /// Becomes true when the first orders are carried out.
     ready_tx: watch::Sender<bool>,
     /// `None` until the ports are open.
     taken: Option<Taken>,
@@ -67,10 +70,18 @@ struct OrderedPort {
 struct Problems(Vec<String>);
 
 impl Duties {
-    /// Nothing to do yet. The engine goes to `engine_tx` when there is one, and `ready_tx` is told when its ports are open.
-    pub(crate) fn new(engine_tx: oneshot::Sender<Engine>, ready_tx: watch::Sender<bool>) -> Self {
-        let lane = CurrentLane::default();
-        Self { lane, engine_tx: Some(engine_tx), ready_tx, taken: None, number: 0, problem: String::new() }
+    /// Nothing to do yet. The engine goes to `engine_tx` when there is one, and `ready_tx` is told when the first orders are
+    /// carried out.
+    pub(crate) fn new(container: &str, engine_tx: oneshot::Sender<Engine>, ready_tx: watch::Sender<bool>) -> Self {
+        Self {
+            container: container.to_owned(),
+            lane: CurrentLane::default(),
+            engine_tx: Some(engine_tx),
+            ready_tx,
+            taken: None,
+            number: 0,
+            problem: String::new(),
+        }
     }
 
     /// The slot for the lane by which handlers are reached.
@@ -97,6 +108,10 @@ impl Duties {
         } else if problems.is_empty() && !orders.engagements.is_empty() {
             problems.note("engagements without a port to listen on");
         }
+        // One that stands in for no port of a Service is there for its environment alone.
+        if self.taken.is_some() || (problems.is_empty() && orders.number > 0) {
+            self.ready_tx.send_replace(true);
+        }
         self.number = orders.number;
         self.problem = problems.into_text();
         let (number, engagements) = (self.number, orders.engagements.len());
@@ -112,6 +127,11 @@ impl Duties {
         let reports = self.taken.as_ref().map(|taken| taken.engagements.report()).unwrap_or_default();
         let reports = reports.into_iter().map(report).collect();
         AgentState { number: self.number, problem: self.problem.clone(), reports }
+    }
+
+    /// The environment of the container that the agent stands for.
+    pub(crate) fn environment(&self) -> Environment {
+        environment::of(&self.container, std::env::vars_os())
     }
 
     /// Opens the ports and starts the engine.
@@ -134,7 +154,6 @@ impl Duties {
             // Fails when the process ends: nothing is taken any more.
             let _ = engine_tx.send(engine);
         }
-        self.ready_tx.send_replace(true);
         Ok(Taken { apps, engagements })
     }
 }

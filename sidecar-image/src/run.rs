@@ -2,22 +2,29 @@
 //!
 //! | when told to stop | |
 //! |---|---|
-//! | first | the engine takes no more connections, and those that are there end, or are cut off when they take too long |
-//! | meanwhile | the connection to the manager stays, as they may go over it; the pod is not ready |
+//! | first | the pod is not ready, and the engine goes on for as long as nodes may still send connections to it |
+//! | then | the engine takes no more connections, and those that are there end, or are cut off when they take too long |
+//! | meanwhile | the connection to the manager stays, as they may go over it |
 //! | then | the agent says goodbye |
 
 use std::io;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::orders::Duties;
 use crate::{VERSION, health, manager};
+
+/// How long connections are taken after the agent was told to stop: kube-proxy learns from the API server that the pod is
+/// going at the same time as the kubelet that tells it, and follows within a second or two.
+const STILL_SENT: Duration = Duration::from_secs(5);
 
 /// Runs until it is told to stop (SIGTERM or SIGINT).
 ///
@@ -40,21 +47,21 @@ pub async fn run(config: Config) -> io::Result<()> {
         std::future::pending().await
     };
     tokio::select! {
-        () = work(&config, probes, &stop) => {}
+        () = work(&config, probes, &stop, STILL_SENT) => {}
         () = told => {}
     }
     tracing::info!("tp-agent stops");
     Ok(())
 }
 
-/// Runs the parts until `stop` is cancelled and they have come to their ends.
-pub(crate) async fn work(config: &Config, probes: TcpListener, stop: &CancellationToken) {
+/// Runs the parts until `stop` is cancelled and they have come to their ends. Connections are taken for `still_sent` more.
+pub(crate) async fn work(config: &Config, probes: TcpListener, stop: &CancellationToken, still_sent: Duration) {
     let (engine_tx, engine) = oneshot::channel();
     let (ready_tx, ready) = watch::channel(false);
-    let mut duties = Duties::new(engine_tx, ready_tx);
+    let mut duties = Duties::new(&config.container, engine_tx, ready_tx);
     let leave = CancellationToken::new();
     let traffic = async {
-        serve(engine, stop).await;
+        serve(engine, stop, still_sent).await;
         leave.cancel();
         std::future::pending().await
     };
@@ -65,15 +72,21 @@ pub(crate) async fn work(config: &Config, probes: TcpListener, stop: &Cancellati
     }
 }
 
-/// Runs the engine, once there is one, until `stop` is cancelled and it has come to its end.
-async fn serve(engine: oneshot::Receiver<Engine>, stop: &CancellationToken) {
+/// Runs the engine, once there is one, until `still_sent` after `stop` is cancelled, and until it has come to its end.
+async fn serve(engine: oneshot::Receiver<Engine>, stop: &CancellationToken, still_sent: Duration) {
     let engine = tokio::select! {
         engine = engine => engine,
         () = stop.cancelled() => return,
     };
     // Fails when the process ends, which drops this as well.
     if let Ok(engine) = engine {
-        engine.run(stop.clone()).await;
+        let close = CancellationToken::new();
+        let closing = async {
+            stop.cancelled().await;
+            sleep(still_sent).await;
+            close.cancel();
+        };
+        tokio::join!(engine.run(close.clone()), closing);
     }
 }
 

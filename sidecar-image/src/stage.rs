@@ -73,6 +73,7 @@ impl Stage {
             token_file: files.path().join("token"),
             pod: "web-1".into(),
             namespace: "shop".into(),
+            container: "web".into(),
             health_port: free_port().await,
             log_filter: "info".parse().unwrap(),
             log_format: LogFormat::Text,
@@ -115,7 +116,7 @@ impl Stage {
     /// Runs the agent.
     pub(crate) async fn agent(&self) {
         let probes = health::bind(self.config.health_port).unwrap();
-        run::work(&self.config, probes, &self.stop).await;
+        run::work(&self.config, probes, &self.stop, Duration::ZERO).await;
     }
 
     /// Runs the agent beside the test's `manager`.

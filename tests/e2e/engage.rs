@@ -11,19 +11,27 @@ use tp_tests::test::{Scope, Test};
 use tp_tests::wait::until;
 
 /// How long a change of who gets the traffic may take to show.
-const SHOWS_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const SHOWS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long the cluster may take to start the workload, and to be rid of a stand-in.
-const SETTLES_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
 /// A namespace with `web`: a Deployment of two pods behind a Service, a headless Service `peers` on the same pods, and a
 /// pod that calls them.
-struct Bed {
+pub(crate) struct Bed {
     namespace: Namespace,
 }
 
 impl Bed {
-    fn new(name: &str) -> Self {
+    /// The plain user may engage its workloads.
+    pub(crate) fn new(name: &str) -> Self {
+        let bed = Self::without_right(name);
+        bed.namespace.let_user_engage();
+        bed
+    }
+
+    /// The plain user may not.
+    pub(crate) fn without_right(name: &str) -> Self {
         let namespace = Namespace::create(name);
         let labels = json!({ "app": "web" });
         let metadata = |name: &str| json!({ "name": name, "namespace": namespace.name() });
@@ -61,16 +69,16 @@ impl Bed {
         bed
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.namespace.name()
     }
 
-    fn kubectl(&self, args: &[&str]) -> Outcome {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Outcome {
         kubectl::admin(&[&["-n", self.name()], args].concat())
     }
 
     /// Runs a script in the pod that calls.
-    fn call(&self, script: &str) -> Outcome {
+    pub(crate) fn call(&self, script: &str) -> Outcome {
         self.kubectl(&["exec", "caller", "--", "bash", "-c", script])
     }
 
@@ -82,7 +90,7 @@ impl Bed {
     }
 
     /// Waits until `name` answers.
-    fn until_answered_by(&self, name: &str, args: &str) {
+    pub(crate) fn until_answered_by(&self, name: &str, args: &str) {
         until(SHOWS_WITHIN, &format!("{name} to answer"), || {
             let who = self.who(args);
             if who == name { Ok(()) } else { Err(who) }
@@ -90,7 +98,7 @@ impl Bed {
     }
 
     /// Nothing of tp is left, and the Service is what it was.
-    fn is_as_before(&self) {
+    pub(crate) fn is_as_before(&self) {
         until(SETTLES_WITHIN, "the stand-in to be gone", || {
             let left = self.kubectl(&["get", "leases,replicasets,pods", "-l", "tp/stand-in", "-o", "name"]).ok();
             let leases = self.kubectl(&["get", "leases", "-o", "name"]).ok();
@@ -131,17 +139,17 @@ $s = IO::Socket::INET->new(LocalPort => 9000, Listen => 9, ReuseAddr => 1) or di
 while ($c = $s->accept) { $m = <$c>; print $c "tools: $m"; close $c }"#;
 
 /// A handler in the network of a connection, where `web` would listen.
-fn handler(scope: &Scope<'_>, name: &str) -> Container {
+pub(crate) fn handler(scope: &Scope<'_>, name: &str) -> Container {
     scope.join(Spec::sample(["serve", "--name", name]))
 }
 
-fn connect<'t>(test: &'t Test, bed: &Bed) -> Scope<'t> {
+pub(crate) fn connect<'t>(test: &'t Test, bed: &Bed) -> Scope<'t> {
     let scope = test.scope();
     scope.tp(["connect", "--namespace", bed.name()]).run().ok();
     scope
 }
 
-fn intercept(scope: &Scope<'_>, flags: &[&str]) -> Outcome {
+pub(crate) fn intercept(scope: &Scope<'_>, flags: &[&str]) -> Outcome {
     scope.tp([&["intercept", "web"], flags].concat()).run()
 }
 
@@ -323,7 +331,7 @@ fn what_cannot_be_engaged_is_told_with_the_way_out() {
         (&["intercept", "web", "--port", "8080", "--service", "peers"], &["headless"]),
         (&["intercept", "web", "--port", "8080", "--service", "nope"], &["no Service nope", "web"]),
         (&["intercept", "web", "--port", "8080", "--mode", "sidecar"], &["--mode"]),
-        (&["intercept", "web", "--port", "8080", "--namespace", "nowhere"], &["no workload web in namespace nowhere"]),
+        (&["intercept", "web", "--port", "8080", "--namespace", "nowhere"], &["namespace nowhere", "create pods/exec"]),
     ] {
         scope.tp(args.iter().copied()).run().exits(1).says(words);
     }

@@ -27,13 +27,13 @@ fn objects_of_tp() -> BTreeSet<String> {
 }
 
 /// The administrator's `tp`, for a manager in `namespace`.
-fn admin_tp<'a>(scope: &Scope<'_>, namespace: &str, args: impl IntoIterator<Item = &'a str>) -> Tp {
+pub(crate) fn admin_tp<'a>(scope: &Scope<'_>, namespace: &str, args: impl IntoIterator<Item = &'a str>) -> Tp {
     let tp = scope.tp(args).kubeconfig(&given().admin_kubeconfig).env_remove("TP_CONTEXT");
     tp.env("TP_MANAGER_NAMESPACE", namespace).limit(Duration::from_secs(90))
 }
 
 /// Runs a command of `tp helm` that takes the images from where the cluster has them.
-fn install(scope: &Scope<'_>, namespace: &str, command: &str, more: &[&str]) -> Outcome {
+pub(crate) fn install(scope: &Scope<'_>, namespace: &str, command: &str, more: &[&str]) -> Outcome {
     let (registry, _) = given().cluster_sample_image.rsplit_once('/').expect("the image is in a registry");
     let image = format!("image.registry={registry}");
     let args = ["helm", command, "--set", &image].into_iter().chain(more.iter().copied());
@@ -71,6 +71,7 @@ fn manager_is_installed_upgraded_used_and_removed_without_a_trace() {
     // What was connected goes as well, and the image that connections are made from; and what was engaged, by a manager
     // that cannot end it itself any more.
     connect.run().ok();
+    kubectl::let_user_engage("shop");
     scope.tp(["intercept", "web", "--namespace", "shop", "--port", "8080"]).run().ok();
     kubectl::admin(&["-n", name, "scale", "statefulset/tp-manager", "--replicas=0"]).ok();
     kubectl::admin(&["-n", name, "wait", "--for=delete", "pod/tp-manager-0", "--timeout=60s"]).ok();
@@ -80,6 +81,7 @@ fn manager_is_installed_upgraded_used_and_removed_without_a_trace() {
         if left.is_empty() { Ok(left) } else { Err(format!("{left:?}")) }
     });
     assert!(left.is_empty());
+    kubectl::admin(&["-n", "shop", "delete", "role,rolebinding", "tp-engage"]).ok();
     let selector = kubectl::admin(&["-n", "shop", "get", "service", "web", "-o", "jsonpath={.spec.selector}"]);
     assert_eq!(selector.ok(), r#"{"app":"web"}"#);
     assert_eq!(

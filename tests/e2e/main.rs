@@ -8,6 +8,7 @@ mod engage;
 mod environment;
 mod errors;
 mod host;
+mod identity;
 mod install;
 mod ipv6;
 mod names;

@@ -166,23 +166,51 @@ impl Namespace {
     /// # Panics
     /// When the cluster refuses.
     pub fn let_user_connect(&self) {
-        let manager_namespace = &given().manager_namespace;
-        let bindings = admin(&["-n", manager_namespace, "get", "rolebindings", "-o", "json"]).json();
-        let binds = |binding: &&Value| binding["roleRef"]["name"] == "tp-user";
-        let bindings = bindings["items"].as_array().into_iter().flatten().filter(binds);
-        let subjects: Vec<Value> =
-            bindings.flat_map(|binding| binding["subjects"].as_array().cloned().unwrap_or_default()).collect();
-        assert!(!subjects.is_empty(), "no RoleBinding of the Role tp-user in {manager_namespace}");
-        let metadata = serde_json::json!({ "name": "tp-user", "namespace": self.name });
-        apply(&serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": [
-            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": [
-                { "apiGroups": [""], "resources": ["pods/portforward"], "resourceNames": ["tp-manager-0"],
-                  "verbs": ["get", "create"] } ] },
-            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
-              "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "tp-user" },
-              "subjects": subjects },
-        ] }));
+        grant(&self.name, "tp-user", "pods/portforward", &["tp-manager-0"], &["get", "create"]);
     }
+
+    /// Gives the plain user the right that engaging its workloads takes, and nothing else.
+    ///
+    /// # Panics
+    /// When the cluster refuses.
+    pub fn let_user_engage(&self) {
+        let_user_engage(&self.name);
+    }
+}
+
+/// Gives the plain user the right that engaging the workloads of a namespace takes, and nothing else.
+///
+/// # Panics
+/// When the cluster refuses.
+pub fn let_user_engage(namespace: &str) {
+    grant(namespace, "tp-engage", "pods/exec", &[], &["create"]);
+}
+
+/// Who the plain user is to RBAC.
+///
+/// # Panics
+/// When nothing binds them to the right to connect.
+fn user_subjects() -> Vec<Value> {
+    let manager_namespace = &given().manager_namespace;
+    let bindings = admin(&["-n", manager_namespace, "get", "rolebindings", "-o", "json"]).json();
+    let binds = |binding: &&Value| binding["roleRef"]["name"] == "tp-user";
+    let bindings = bindings["items"].as_array().into_iter().flatten().filter(binds);
+    let subjects: Vec<Value> =
+        bindings.flat_map(|binding| binding["subjects"].as_array().cloned().unwrap_or_default()).collect();
+    assert!(!subjects.is_empty(), "no RoleBinding of the Role tp-user in {manager_namespace}");
+    subjects
+}
+
+/// Makes a Role with one rule and binds the plain user to it.
+fn grant(namespace: &str, role: &str, resource: &str, names: &[&str], verbs: &[&str]) {
+    let metadata = serde_json::json!({ "name": role, "namespace": namespace });
+    apply(&serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": [
+        { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": [
+            { "apiGroups": [""], "resources": [resource], "resourceNames": names, "verbs": verbs } ] },
+        { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
+          "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role },
+          "subjects": user_subjects() },
+    ] }));
 }
 
 impl Drop for Namespace {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::Shutdown;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until};
@@ -15,6 +15,7 @@ use tp_protocol::open::OpenRefused;
 
 use crate::error::FlowError;
 use crate::flow::{Flow, FlowReceiver, FlowSender};
+use crate::read_ahead::{ReadAhead, Share};
 
 /// Bytes read from a socket at once: a frame's worth.
 const READ_BYTES: usize = limits::MAX_FRAME_BYTES as usize;
@@ -35,8 +36,9 @@ pub struct Relayed {
     pub error: Option<OpenRefused>,
 }
 
-/// Relays a TCP connection until both directions have ended. Half-close and resets pass in both directions.
-pub async fn tcp(flow: Flow, socket: TcpStream) -> Relayed {
+/// Relays a TCP connection until both directions have ended. Half-close and resets pass in both directions. What is read from
+/// the socket counts in `session`'s budget until it has gone out.
+pub async fn tcp(flow: Flow, socket: TcpStream, session: &ReadAhead) -> Relayed {
     let mut relayed = Relayed::default();
     // Small writes come from a peer that has already decided to send them.
     let _ = socket.set_nodelay(true);
@@ -48,7 +50,8 @@ pub async fn tcp(flow: Flow, socket: TcpStream) -> Relayed {
             other => other,
         }
     };
-    let down = socket_to_flow(&socket, &mut sender, &mut relayed.to_flow_bytes);
+    let share = session.share();
+    let down = socket_to_flow(&socket, &mut sender, &share, &mut relayed.to_flow_bytes);
     let ended = tokio::try_join!(up, down);
     match ended {
         Ok(_) => {}
@@ -148,33 +151,29 @@ async fn write_all(socket: &TcpStream, mut data: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn socket_to_flow(socket: &TcpStream, sender: &mut FlowSender, moved: &mut u64) -> Result<(), End> {
-    let mut buffer = BytesMut::new();
+async fn socket_to_flow(
+    socket: &TcpStream,
+    sender: &mut FlowSender,
+    share: &Share,
+    moved: &mut u64,
+) -> Result<(), End> {
     loop {
-        let data = tokio::select! {
-            data = read(socket, &mut buffer) => data?,
+        tokio::select! {
+            readable = socket.readable() => readable?,
             error = sender.cancelled() => return Err(End::Flow(error)),
-        };
-        let Some(data) = data else {
-            return Ok(sender.finish()?);
-        };
-        *moved += data.len() as u64;
-        sender.send_all(data).await?;
-    }
-}
-
-/// Reads what is there; `None` at the end. A flow that waits keeps no buffer.
-async fn read(socket: &TcpStream, buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
-    loop {
-        buffer.reserve(READ_BYTES);
-        match socket.try_read_buf(buffer) {
-            Ok(0) => return Ok(None),
-            Ok(_) => return Ok(Some(buffer.split().freeze())),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                *buffer = BytesMut::new();
-                socket.readable().await?;
+        }
+        // What the peer has no window for stays in the socket.
+        let window = sender.capacity(READ_BYTES).await?;
+        let leave = share.leave(window).await;
+        let mut data = Vec::with_capacity(leave.len());
+        match socket.try_read_buf(&mut (&mut data).limit(leave.len())) {
+            Ok(0) => return Ok(sender.finish()?),
+            Ok(len) => {
+                *moved += len as u64;
+                sender.send(leave.spend(data))?;
             }
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

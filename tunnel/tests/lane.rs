@@ -18,6 +18,7 @@ use tp_protocol::open::{Host, Open, OpenRefused, Transport};
 use tp_tunnel::client::{self, Lane};
 use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
 use tp_tunnel::flow::{Continuation, Flow};
+use tp_tunnel::read_ahead::ReadAhead;
 use tp_tunnel::relay;
 use tp_tunnel::server::{self, Incoming};
 
@@ -33,7 +34,9 @@ async fn serve(io: tokio::io::DuplexStream) {
                     let dst = SocketAddr::new(ip, open.port);
                     match open.transport {
                         Transport::Tcp => match TcpStream::connect(dst).await {
-                            Ok(socket) => drop(relay::tcp(responder.accept().unwrap(), socket).await),
+                            Ok(socket) => {
+                                drop(relay::tcp(responder.accept().unwrap(), socket, &ReadAhead::default()).await)
+                            }
                             Err(e) => responder.refuse(&OpenRefused::new(ErrorClass::of_io(&e), e.to_string())),
                         },
                         Transport::Udp => {
@@ -424,7 +427,7 @@ async fn serve_movable(movable: Arc<std::sync::Mutex<Option<Continuation>>>) -> 
                     if open.flow == Some(7) {
                         *movable.lock().unwrap() = Some(flow.continuation());
                     }
-                    tokio::spawn(relay::tcp(flow, socket));
+                    tokio::spawn(async move { relay::tcp(flow, socket, &ReadAhead::default()).await });
                 }
                 Incoming::Continue(flow, responder) => match movable.lock().unwrap().take() {
                     Some(continuation) if flow == 7 => responder.accept(continuation),

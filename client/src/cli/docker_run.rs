@@ -238,7 +238,7 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
             refuse_owner_flags(&split, &connection)?;
             let link = signals.or(hold(&engine, &connection)).await?;
             let joined = Running::from(&connection);
-            (Invocation::start(engine)?, Network::There { joined, _hold: link })
+            (Invocation::start(engine)?, Network::There { joined, _hold: link.map(Box::new) })
         }
         None => {
             progress.step("reading the kubeconfig");
@@ -246,7 +246,7 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
             let lifetime = if split.detached { Lifetime::Detached } else { Lifetime::Held };
             let plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
             let (invocation, made) = session::make(Invocation::start(engine)?, plan, &mut signals, &progress).await?;
-            (invocation, Network::Own(made))
+            (invocation, Network::Own(Box::new(made)))
         }
     };
     drop(progress);
@@ -276,9 +276,9 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
 /// The connection whose network the container joins.
 enum Network {
     /// It was there before, and stays. The stream holds one that would otherwise end with another command.
-    There { joined: Running, _hold: Option<DaemonLink> },
+    There { joined: Running, _hold: Option<Box<DaemonLink>> },
     /// It was made for the container, and ends with it.
-    Own(Made),
+    Own(Box<Made>),
 }
 
 impl Network {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,14 +12,14 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
-use tp_protocol::engage::call::{Answer, Call, Engagements as Held};
-use tp_protocol::hello::{ClientHello, ENGAGE, SessionKey, Welcome};
+use tp_protocol::engage::call::{Answer, Call, Engagements as Held, call};
+use tp_protocol::hello::{ClientHello, ENGAGE, IDENTITY, SessionKey, Welcome};
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Admitted, Connected, Lane};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
 use tp_tunnel::error::LaneError;
 
-use crate::attach::{Agent, Connect, Failure, Status, TunnelState};
+use crate::attach::{Agent, Connect, Failure, Status, TunnelState, User};
 use crate::config::Layer;
 use crate::config::value::HumanDuration;
 use crate::daemon::address;
@@ -27,6 +28,7 @@ use crate::daemon::dns::{Mappings, Resolver};
 use crate::daemon::engagements::Engagements;
 use crate::daemon::flows::Flows;
 use crate::daemon::hosts::HostLookup;
+use crate::daemon::identity::Whoami;
 use crate::daemon::kube::{MANAGER_POD, ManagerRoute};
 use crate::daemon::layout::Layout;
 use crate::daemon::nat::Nat;
@@ -49,6 +51,7 @@ pub(crate) struct Connection {
     resolver: Rc<Resolver>,
     flows: Rc<Flows>,
     engagements: Engagements,
+    whoami: Whoami,
     nat: Rc<RefCell<Nat>>,
     layout: RefCell<Layout>,
     connected_at: i64,
@@ -185,6 +188,7 @@ impl Connection {
             request,
             route,
             engagements: Engagements::new(tunnel.clone()),
+            whoami: Whoami::default(),
             tunnel,
             resolver,
             flows,
@@ -298,8 +302,12 @@ impl Connection {
         let before = std::mem::take(&mut live.before);
         self.on_message(before.agents.map(from_manager::Kind::Agents));
         self.on_message(before.engagements.map(from_manager::Kind::Engagements));
+        let (lane, welcome) = (live.lane.clone(), live.welcome.clone());
+        let mut identified = pin!(self.identify(&lane, &welcome));
+        let mut is_identified = false;
         loop {
             tokio::select! {
+                () = &mut identified, if !is_identified => is_identified = true,
                 ended = &mut live.driver.0 => {
                     return Served::Ended(match ended {
                         Ok(Ok(())) => "the manager closed the lane".to_owned(),
@@ -349,6 +357,14 @@ impl Connection {
         }
     }
 
+    /// Has the manager know who the session belongs to, if it wants to.
+    async fn identify(&self, lane: &Lane, welcome: &Welcome) {
+        match &welcome.session {
+            Some(session) if has(welcome, IDENTITY) => self.whoami.establish(lane, &self.route, session).await,
+            Some(_) | None => self.whoami.nobody_asks(),
+        }
+    }
+
     /// Takes a message of the manager; returns what to answer.
     fn on_message(&self, kind: Option<from_manager::Kind>) -> Option<to_manager::Kind> {
         let mut seen = self.seen.borrow_mut();
@@ -363,7 +379,7 @@ impl Connection {
                 tracing::info!(reason = goodbye.reason, "the manager is stopping");
             }
             Some(from_manager::Kind::Engagements(held)) => self.engagements.set(held.engagements),
-            // Orders are an agent's.
+            // An agent's, or of a later version.
             Some(from_manager::Kind::Orders(_) | from_manager::Kind::TellEnvironment(_)) | None => {}
         }
         None
@@ -442,6 +458,9 @@ impl Connection {
         let asked = async {
             let lane = self.tunnel.lane().await;
             self.check_engage()?;
+            if needs_identity(call) && has(&self.seen.borrow().welcome, IDENTITY) {
+                self.whoami.known().await?;
+            }
             lane.call(call).await.map_err(|error| no_answer(error.to_string()))
         };
         let late = |_| Err(no_answer(format!("it took longer than {}", HumanDuration(limit))));
@@ -451,7 +470,7 @@ impl Connection {
     /// Whether the manager knows engagements.
     fn check_engage(&self) -> Result<(), Failure> {
         let welcome = &self.seen.borrow().welcome;
-        if welcome.features.iter().any(|feature| feature == ENGAGE) {
+        if has(welcome, ENGAGE) {
             return Ok(());
         }
         Err(Failure {
@@ -540,7 +559,24 @@ impl Connection {
             reconnects: self.reconnects.get(),
             engagements: self.engagements.held(),
             engaged_connections: self.engagements.open(),
+            user: self.whoami.user().map(|it| User { name: it.user, groups: it.groups }),
+            user_problem: self.whoami.problem().unwrap_or_default(),
             ..Status::default()
+        }
+    }
+}
+
+fn has(welcome: &Welcome, feature: &str) -> bool {
+    welcome.features.iter().any(|it| it == feature)
+}
+
+/// Whether the manager has to know who asks.
+fn needs_identity(call: &Call) -> bool {
+    match call.kind {
+        Some(call::Kind::Engage(_)) => true,
+        // What a session holds already was decided upon.
+        Some(call::Kind::Leave(_) | call::Kind::List(_) | call::Kind::Describe(_) | call::Kind::Identify(_)) | None => {
+            false
         }
     }
 }

@@ -23,6 +23,7 @@ use tp_protocol::engage::wire;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::open::{OpenRefused, Transport};
 use tp_tunnel::client::Arrived;
+use tp_tunnel::read_ahead::ReadAhead;
 use tp_tunnel::relay;
 
 use crate::daemon::tunnel::Tunnel;
@@ -63,6 +64,7 @@ struct Served {
 /// Connections to handlers.
 #[derive(Default)]
 struct Connections {
+    read_ahead: ReadAhead,
     open: Cell<u64>,
     last: Cell<Option<Instant>>,
 }
@@ -106,7 +108,8 @@ impl Engagements {
     pub(crate) fn set(&self, held: Vec<Held>) {
         let mut before = self.served.take();
         let mut served = BTreeMap::new();
-        for engagement in &held {
+        // For one without ports nothing arrives.
+        for engagement in held.iter().filter(|engagement| !engagement.ports.is_empty()) {
             let Ok(id) = EngagementId::new(engagement.id.as_str()) else {
                 tracing::warn!(id = engagement.id, "the manager named an engagement that cannot be one");
                 continue;
@@ -184,7 +187,7 @@ async fn take_arrivals(
                     // It ends with its connection, which outlives the engagement.
                     drop(spawn_local(async move {
                         tracing::debug!(%id, source = %arrival.source, %local, "a connection arrives");
-                        relay_to(arrived, local).await;
+                        relay_to(arrived, local, &counted.0.read_ahead).await;
                         drop(counted);
                     }));
                 }
@@ -229,12 +232,12 @@ fn local_of(ports: &[HeldPort], arrival: &Arrival) -> Result<SocketAddr, OpenRef
 }
 
 /// Takes one connection to its handler, and its bytes both ways until it has ended.
-async fn relay_to(arrived: Arrived, local: SocketAddr) {
+async fn relay_to(arrived: Arrived, local: SocketAddr, read_ahead: &ReadAhead) {
     let relayed = match arrived.arrival.transport {
         Transport::Tcp => match dial(local).await {
             // It fails only when the caller has gone meanwhile.
             Ok(socket) => match arrived.connected() {
-                Ok(flow) => relay::tcp(flow, socket).await,
+                Ok(flow) => relay::tcp(flow, socket, read_ahead).await,
                 Err(_) => return,
             },
             Err(error) => return refuse(arrived, local, &error),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Uri;
+use hyper::upgrade::Upgraded;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -12,6 +13,7 @@ use kube::config::AuthInfo;
 use kube::{Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::ServiceBuilder;
@@ -23,7 +25,7 @@ use tp_tunnel::error::LaneError;
 
 use crate::attach::{Failure, KubeAccess};
 use crate::daemon::hosts::HostLookup;
-use crate::daemon::portforward::{self, Offer};
+use crate::daemon::portforward::{self, Offer, PortForward};
 use crate::daemon::readahead::ReadAhead;
 
 /// Pod of the manager: it is a StatefulSet of one, so that this is the only name a user needs a right for.
@@ -97,9 +99,21 @@ impl ManagerRoute {
             Some(Direction::Up) => Offer::Spdy,
             Some(Direction::Down) | None => Offer::Channels,
         };
-        let io = portforward::open(&self.client, offer, &self.manager_namespace, MANAGER_POD, MANAGER_CLIENT_PORT);
-        let io = io.await.map_err(|error| self.explain_api(&error))?;
+        let io = self.port_forward(offer, MANAGER_CLIENT_PORT).await?;
         say_hello(io, hello).await.map_err(|error| self.explain_lane(&error))
+    }
+
+    /// Opens another port of the manager's pod.
+    ///
+    /// # Errors
+    /// What the user sees.
+    pub(crate) async fn open_port(&self, port: u16) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, Failure> {
+        self.port_forward(Offer::Channels, port).await
+    }
+
+    async fn port_forward(&self, offer: Offer, port: u16) -> Result<PortForward<TokioIo<Upgraded>>, Failure> {
+        let io = portforward::open(&self.client, offer, &self.manager_namespace, MANAGER_POD, port);
+        io.await.map_err(|error| self.explain_api(&error))
     }
 
     /// Turns an error of the API server, or on the way to it, into what the user sees.

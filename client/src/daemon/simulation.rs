@@ -12,10 +12,14 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::task::{JoinSet, LocalSet, spawn_local};
 use tokio::time::timeout;
+use tp_manager::identity::User;
+use tp_manager::identity::rights::{Rights, RightsError, Verdict};
+use tp_protocol::engage::call::{Call, Engage, answer, call};
 
 use self::api_server::ApiServer;
 use self::kernel::Kernel;
@@ -144,4 +148,36 @@ fn bytes_survive_a_way_that_is_slow_and_loses_and_is_cut() {
             LocalSet::new().block_on(&runtime.expect("a runtime"), async { timeout(PATIENCE, run(seed)).await });
         assert!(ended.is_ok(), "seed {seed}: not done after {PATIENCE:?}");
     }
+}
+
+/// Ann may exec in `shop`, and nobody anywhere else.
+struct Reviewer;
+
+impl Rights for Reviewer {
+    fn review<'a>(&'a self, user: &'a User, namespace: &'a str) -> BoxFuture<'a, Result<Verdict, RightsError>> {
+        let is_allowed = user.name == "ann" && namespace == "shop";
+        let verdict = if is_allowed { Verdict::Allowed } else { Verdict::Refused };
+        Box::pin(std::future::ready(Ok(verdict(String::new()))))
+    }
+}
+
+#[tokio::test]
+async fn manager_learns_from_the_api_server_who_connects_and_asks_what_they_may() {
+    let scene = async {
+        let api_server = ApiServer::with_rights(Way::straight(), Random::new(7), Reviewer);
+        let Container { connection, .. } = Container::connect(&api_server).await;
+        for (namespace, why) in
+            [("bank", "user `ann` may not engage workloads in namespace bank"), ("shop", "no workload")]
+        {
+            let engage = Engage { namespace: namespace.into(), workload: "web".into(), ..Engage::default() };
+            let call = Call { kind: Some(call::Kind::Engage(engage)) };
+            let answer = connection.ask(&call, PATIENCE).await.expect("the manager answers").kind;
+            let Some(answer::Kind::Failure(failure)) = answer else { panic!("{answer:?}") };
+            assert!(failure.message.contains(why), "{failure:?}");
+        }
+        let user = connection.status().user.expect("the manager has told");
+        assert_eq!((&*user.name, &*user.groups), ("ann", &["system:authenticated".to_owned()][..]));
+        connection.quit();
+    };
+    LocalSet::new().run_until(timeout(Duration::from_secs(20), scene)).await.expect("it takes no time");
 }

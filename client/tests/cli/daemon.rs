@@ -84,7 +84,8 @@ impl Daemon {
             call::Kind::Describe(describe) => {
                 let variable = |(name, value): &(&str, &str)| Variable { name: (*name).into(), value: (*value).into() };
                 let variables = self.environment.iter().map(variable).collect();
-                let environment = Some(Environment { variables, problem: self.problem.into() });
+                let environment =
+                    Some(Environment { variables, problem: self.problem.into(), ..Environment::default() });
                 let described = Described { container: Some(self.container.clone()), environment };
                 (format!("describe {}", describe.id), answer::Kind::Described(described))
             }
@@ -92,7 +93,9 @@ impl Daemon {
                 let left = Engagements { engagements: vec![held(Kind::Ingest.into())] };
                 (format!("leave {}", leave.what), answer::Kind::Left(left))
             }
-            call::Kind::List(_) => ("list".to_owned(), answer::Kind::Listed(Default::default())),
+            call::Kind::List(_) | call::Kind::Identify(_) => {
+                ("list".to_owned(), answer::Kind::Listed(Default::default()))
+            }
         };
         self.said.lock().unwrap().push(asked);
         answer

@@ -34,3 +34,10 @@ Whether the API server has to be asked for its service subnets by a dry run, sin
 {{- define "tp-manager.probesServiceSubnets" -}}
 {{- if not (or .Values.cluster.serviceSubnets (.Capabilities.APIVersions.Has "networking.k8s.io/v1/ServiceCIDR")) }}true{{ end }}
 {{- end }}
+
+{{/*
+Whether the manager finds out who its clients are. It does by default: --reuse-values brings no defaults of later charts.
+*/}}
+{{- define "tp-manager.identifies" -}}
+{{- if and .Values.engage.enabled (ne .Values.authorization "port-forward-only") }}true{{ end }}
+{{- end }}

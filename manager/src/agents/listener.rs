@@ -1,13 +1,10 @@
 //! The agents' door: TLS, hello, token review, registration.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -15,7 +12,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tp_protocol::control::from_manager::Kind as From;
 use tp_protocol::control::to_manager::Kind as To;
-use tp_protocol::control::{FromManager, Goodbye, Ping, ToManager};
+use tp_protocol::control::{FromManager, Goodbye, Ping, TellEnvironment, ToManager};
 use tp_protocol::engage::EngagementId;
 use tp_protocol::engage::reach::Arrival;
 use tp_protocol::error_class::ErrorClass;
@@ -33,7 +30,7 @@ use crate::engage::Registry;
 use crate::engage::registry::Seat;
 use crate::lane::control::{STOPPING, pings};
 use crate::lane::refuse;
-use crate::listen::accept_errors;
+use crate::listen::{Gate, Turn, accept_errors};
 use crate::{VERSION, log_end};
 
 /// All that agents' lanes need.
@@ -53,9 +50,6 @@ pub struct AgentServices<R> {
     pub stopping: CancellationToken,
 }
 
-/// Unauthenticated connections at once from one address, so that one pod cannot keep all others out. An agent opens one.
-const HANDSHAKES_PER_ADDRESS_MAX: usize = 8;
-
 /// Accepts agents until the manager stops, then waits for their lanes to end.
 ///
 /// `handshakes_max` connections may be unauthenticated at once; while there are as many, nothing more is accepted.
@@ -65,13 +59,13 @@ pub async fn run<R: Reviewer>(
     tls: watch::Receiver<Option<Arc<ServerConfig>>>,
     handshakes_max: usize,
 ) {
-    let gate = Gate { room: Arc::new(Semaphore::new(handshakes_max)), by_address: Arc::default() };
+    let gate = Gate::new(handshakes_max);
     let mut lanes = JoinSet::new();
     loop {
-        let place = gate.room.clone().acquire_owned();
+        let place = gate.place();
         tokio::select! {
             accepted = async { (place.await, listener.accept().await) } => {
-                let (Ok(place), accepted) = accepted else { return };
+                let (Some(place), accepted) = accepted else { return };
                 let Some((socket, peer)) = accept_errors(accepted).await else { continue };
                 let Some(tls) = tls.borrow().clone() else { continue };
                 let Some(turn) = gate.enter(place, peer.ip()) else {
@@ -92,45 +86,6 @@ pub async fn run<R: Reviewer>(
     drop(listener);
     while let Some(ended) = lanes.join_next().await {
         log_end("agent", ended);
-    }
-}
-
-/// Counts the connections that are not authenticated yet.
-struct Gate {
-    room: Arc<Semaphore>,
-    /// Guards a count per address; held for one map operation at a time.
-    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
-}
-
-/// One unauthenticated connection's place. Dropping it makes room for another.
-struct Turn {
-    address: IpAddr,
-    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Gate {
-    /// Returns a turn, unless the address has as many as it may.
-    fn enter(&self, place: OwnedSemaphorePermit, address: IpAddr) -> Option<Turn> {
-        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_address.entry(address).or_default();
-        if *count >= HANDSHAKES_PER_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Turn { address, by_address: self.by_address.clone(), _place: place })
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut entry) = by_address.entry(self.address) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
     }
 }
 
@@ -261,12 +216,16 @@ async fn reach(registry: &Registry, seat: &Seat, id: &EngagementId, arrival: &Ar
 async fn serve_control(stopping: &CancellationToken, seat: &Seat, control: Control) -> Result<(), FlowError> {
     let (mut sender, mut receiver) = control.split();
     let mut pings = pings();
-    let mut orders = seat.orders.clone();
+    let (mut orders, mut questions) = (seat.orders.clone(), seat.questions.clone());
     loop {
         tokio::select! {
             Ok(()) = orders.changed() => {
                 let next = orders.borrow_and_update().clone();
                 sender.send(&FromManager::from(From::Orders(next))).await?;
+            }
+            Ok(()) = questions.changed() => {
+                questions.mark_unchanged();
+                sender.send(&FromManager::from(From::TellEnvironment(TellEnvironment {}))).await?;
             }
             number = pings.next() => sender.send(&FromManager::from(From::Ping(Ping { number }))).await?,
             () = stopping.cancelled() => {
@@ -279,6 +238,7 @@ async fn serve_control(stopping: &CancellationToken, seat: &Seat, control: Contr
                 None => return Ok(()),
                 Some(message) => match message?.kind {
                     Some(To::AgentState(state)) => seat.on_state(state),
+                    Some(To::Environment(told)) => seat.on_environment(&told),
                     // Of the others the end of the lane says the same.
                     Some(To::Goodbye(_) | To::Pong(_)) | None => {}
                 },

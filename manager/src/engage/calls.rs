@@ -5,25 +5,30 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Container, Service};
 use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::timeout;
 use tp_protocol::engage::call::{
-    Answer, Call, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, Mode, answer, call,
+    Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, Mode,
+    answer, call,
 };
 use tp_protocol::engage::wire;
 use tp_protocol::hello::SessionKey;
 
 use super::registry::{Phase, secret_sha256};
+use super::service::Port;
 use super::stand_in::{Record, StandIn, fresh_id, lease};
 use super::workload::Workload;
-use super::{Cluster, Engagements, failure, service, workload};
+use super::{Cluster, Engagements, container, failure, service, workload};
 use crate::session::SessionId;
 
 /// How long a stand-in may take until traffic arrives: its image has to be pulled.
 const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long an agent may take to tell its environment.
+const TELL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long leaving may take.
 const LEAVE_LIMIT: Duration = Duration::from_secs(20);
@@ -45,6 +50,8 @@ impl Engagements {
             Some(call::Kind::Engage(engage)) => self.engage(session, engage).await.map(answer::Kind::Engaged),
             Some(call::Kind::Leave(leave)) => self.leave(&id, &leave).await.map(answer::Kind::Left),
             Some(call::Kind::List(list)) => self.list(&id, &list.namespace).await.map(answer::Kind::Listed),
+            Some(call::Kind::Describe(asked)) => self.describe(&id, &asked).await.map(answer::Kind::Described),
+            Some(call::Kind::Identify(_)) => self.identify(&id).await.map(answer::Kind::OneTimePort),
             None => {
                 Err(failure("the manager does not know this call", "`tp helm upgrade` brings the client's version"))
             }
@@ -52,7 +59,7 @@ impl Engagements {
         Answer { kind: Some(done.unwrap_or_else(answer::Kind::Failure)) }
     }
 
-    fn cluster(&self) -> Result<&Arc<Cluster>, Failure> {
+    pub(super) fn cluster(&self) -> Result<&Arc<Cluster>, Failure> {
         self.cluster.as_ref().ok_or_else(|| {
             failure("engaging workloads is switched off", "the chart's value engage.enabled switches it on")
         })
@@ -76,25 +83,24 @@ impl Engagements {
                 "leave --mode out, or say --mode stand-in",
             ));
         }
-        if asked.what() == wire::Kind::Replace {
-            return Err(failure(
-                "this manager cannot replace a workload's containers",
-                "`tp intercept` takes its traffic",
-            ));
-        }
         let namespace = asked.namespace.as_str();
         if cluster.forbids(namespace) {
             let hint = "the chart's value engage.forbiddenNamespaces has the list; the manager's own is always on it";
             return Err(failure(format!("workloads of namespace {namespace} are not to be engaged"), hint));
         }
+        self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
         let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
-        if workload.template.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
-            let why = format!("the pods of {workload} use their nodes' network");
-            return Err(failure(why, "a stand-in cannot take the place of such a pod"));
-        }
-        let service = service::find(services(&cluster.client, namespace).await?, &workload, &asked.service)?;
-        let held = held(&asked, &workload, &service)?;
-        let stand_in = StandIn::new(&cluster.namespace, namespace, &workload.to_string(), &held.service);
+        let held = if asked.what() == wire::Kind::Ingest {
+            ingested(&asked, &workload)?
+        } else {
+            if workload.template.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+                let why = format!("the pods of {workload} use their nodes' network");
+                return Err(failure(why, "a stand-in cannot take the place of such a pod"));
+            }
+            let service = service::find(services(&cluster.client, namespace).await?, &workload, &asked.service)?;
+            engaged(&asked, &workload, &service)?
+        };
+        let stand_in = StandIn::of(&cluster.namespace, &held);
         let record = Record { held, session: session.id.clone(), secret_sha256: secret_sha256(&session.secret) };
         self.registry.add(record.clone(), &stand_in, asked.replace_held)?;
         let made = self.make(cluster, &stand_in, &record).await;
@@ -161,6 +167,33 @@ impl Engagements {
         }
     }
 
+    /// Tells how an engaged container runs.
+    async fn describe(&self, session: &SessionId, asked: &Describe) -> Result<Described, Failure> {
+        let cluster = self.cluster()?;
+        let mine = self.registry.held_by(session).engagements;
+        let held = mine.into_iter().find(|held| held.id == asked.id).ok_or_else(|| {
+            failure(format!("this connection holds no engagement {}", asked.id), "`tp list` shows what it holds")
+        })?;
+        let workloads = workload::list(&cluster.client, &held.namespace).await?;
+        let workload = workload::find(workloads, &held.namespace, &held.workload)?;
+        let app = container::find(&workload, &held.container, &[])?;
+        let answered = timeout(TELL_LIMIT, self.registry.ask_environment(&held.id)?).await;
+        let environment = answered.ok().and_then(Result::ok).ok_or_else(|| {
+            failure(format!("the agent that stands in for {workload} does not tell its environment"), "try again")
+        })?;
+        if !environment.problem.is_empty() {
+            return Err(failure(format!("container {} of {workload}: {}", app.name, environment.problem), ""));
+        }
+        if environment.container != app.name {
+            return Err(failure(
+                format!("the stand-in of {workload} has the environment of its container {}", environment.container),
+                format!("`tp ingest {} --container {}` gets the other", held.workload, app.name),
+            ));
+        }
+        let container = Some(container::describe(&workload.template, app));
+        Ok(Described { container, environment: Some(environment) })
+    }
+
     async fn leave(&self, session: &SessionId, asked: &Leave) -> Result<Message, Failure> {
         let mine = self.registry.held_by(session).engagements;
         let is_meant = |held: &&Held| {
@@ -221,54 +254,100 @@ async fn services(client: &Client, namespace: &str) -> Result<Vec<Service>, Fail
     Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
 }
 
-/// What is asked for, with what the cluster knows of it.
-fn held(asked: &Engage, workload: &Workload, service: &Service) -> Result<Held, Failure> {
-    let name = service.name_any();
-    let all = service::ports(service, workload, &asked.container)?;
-    let mut ports: Vec<HeldPort> = Vec::new();
-    for asked in &asked.ports {
-        let port = service::port(&all, asked, &name)?;
-        let local = match asked.local.strip_suffix(":0") {
-            Some(address) => format!("{address}:{}", port.container_port),
-            None => asked.local.clone(),
-        };
-        if ports.iter().any(|it| (it.port, it.transport()) == (port.container_port.into(), port.transport)) {
-            let why = format!("port {} of {workload} is to be engaged twice", port.container_port);
-            return Err(failure(why, "two ports of the Service may lead to it: name one of them"));
-        }
-        ports.push(HeldPort {
-            port: port.container_port.into(),
-            transport: port.transport.into(),
-            service_port: port.service_port.into(),
-            local,
-        });
+/// An engagement of traffic, with what the cluster knows of it.
+fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Held, Failure> {
+    if asked.what() == wire::Kind::Replace && asked.filter.is_some() {
+        return Err(failure("what replaces a container gets all of its requests", "`tp intercept` has filters"));
     }
-    let mut random = [0; ID_BYTES];
-    SystemRandom::new().fill(&mut random).map_err(|_| failure("the manager has no randomness", ""))?;
+    let taken = taken(asked, workload, service)?;
+    let ports: Vec<Port> = taken.iter().map(|(port, _)| port.clone()).collect();
+    let app = container::find(workload, &asked.container, &ports)?;
+    let ports = taken.into_iter().map(|(port, local)| HeldPort {
+        port: port.container_port.into(),
+        transport: port.transport.into(),
+        service_port: port.service_port.into(),
+        local,
+    });
     let held = Held {
-        id: fresh_id(&workload.name, &random),
-        namespace: asked.namespace.clone(),
-        workload: workload.to_string(),
-        service: name,
-        what: asked.what,
-        mode: Mode::StandIn.into(),
-        why_mode: "it restarts nothing".to_owned(),
-        ports,
+        service: service.name_any(),
+        ports: ports.collect(),
         filter: asked.filter.clone(),
         when_away: asked.when_away,
-        holder: asked.holder.clone(),
-        since: Timestamp::now().as_second(),
         wait_ms: asked.wait_ms,
-        ..Held::default()
+        ..held(asked, workload, app)?
     };
-    if held.ports.is_empty() {
-        return Err(failure("no port is engaged", "say which with --port LOCAL:REMOTE"));
-    }
     // What an agent would refuse is refused here.
     for order in orders_of(&held) {
         tp_protocol::engage::Engagement::try_from(&order).map_err(|error| failure(error.to_string(), ""))?;
     }
     Ok(held)
+}
+
+/// An engagement of a container's environment and volumes alone.
+fn ingested(asked: &Engage, workload: &Workload) -> Result<Held, Failure> {
+    if !asked.ports.is_empty() || asked.filter.is_some() {
+        return Err(failure("an ingest takes no traffic", "`tp intercept` does"));
+    }
+    held(asked, workload, container::find(workload, &asked.container, &[])?)
+}
+
+/// What every engagement has.
+fn held(asked: &Engage, workload: &Workload, app: &Container) -> Result<Held, Failure> {
+    let mut random = [0; ID_BYTES];
+    SystemRandom::new().fill(&mut random).map_err(|_| failure("the manager has no randomness", ""))?;
+    Ok(Held {
+        id: fresh_id(&workload.name, &random),
+        namespace: asked.namespace.clone(),
+        workload: workload.to_string(),
+        what: asked.what,
+        mode: Mode::StandIn.into(),
+        why_mode: "it restarts nothing".to_owned(),
+        holder: asked.holder.clone(),
+        since: Timestamp::now().as_second(),
+        container: app.name.clone(),
+        mounts: container::mounts(workload.template.spec.as_ref(), app),
+        ..Held::default()
+    })
+}
+
+/// The ports that are asked for, and where the client takes what arrives there.
+fn taken(asked: &Engage, workload: &Workload, service: &Service) -> Result<Vec<(Port, String)>, Failure> {
+    let name = service.name_any();
+    let all = service::ports(service, workload, &asked.container)?;
+    let mut taken: Vec<(Port, String)> = Vec::new();
+    let is_taken = |taken: &[(Port, String)], port: &Port| {
+        taken.iter().any(|(it, _)| (it.container_port, it.transport) == (port.container_port, port.transport))
+    };
+    if asked.ports.is_empty() && asked.what() == wire::Kind::Replace {
+        let app = container::find(workload, &asked.container, &all)?;
+        let is_others = |port: &Port| {
+            let mut others = workload.containers().iter().filter(|it| it.name != app.name);
+            others.any(|it| container::declares(it, port.container_port))
+        };
+        for port in all.into_iter().filter(|port| !is_others(port)) {
+            if !is_taken(&taken, &port) {
+                let local = format!("127.0.0.1:{}", port.container_port);
+                taken.push((port, local));
+            }
+        }
+    } else {
+        for asked in &asked.ports {
+            let port = service::port(&all, asked, &name)?;
+            if is_taken(&taken, port) {
+                let why = format!("port {} of {workload} is to be engaged twice", port.container_port);
+                return Err(failure(why, "two ports of the Service may lead to it: name one of them"));
+            }
+            let local = match asked.local.strip_suffix(":0") {
+                Some(address) => format!("{address}:{}", port.container_port),
+                None => asked.local.clone(),
+            };
+            taken.push((port.clone(), local));
+        }
+    }
+    if taken.is_empty() {
+        return Err(failure("no port is engaged", "say which with --port LOCAL:REMOTE"));
+    }
+    Ok(taken)
 }
 
 /// An engagement as its agent has to carry it out: one for each port.

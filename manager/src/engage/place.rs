@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, pending};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -25,9 +25,9 @@ use tp_protocol::engage::call::{AgentPort, AppProtocol, Failure, Orders};
 use super::calls::orders_of;
 use super::registry::{Phase, Registry, Wanted};
 use super::service::{Port, STAND_IN};
-use super::stand_in::{StandIn, owning, replica_set};
+use super::stand_in::{App, StandIn, owning, replica_set};
 use super::workload::Workload;
-use super::{Cluster, failure, params, service, workload};
+use super::{Cluster, container, failure, params, service, workload};
 
 /// Time between two looks, beside those when something has changed.
 const LOOK: Duration = Duration::from_secs(2);
@@ -76,7 +76,7 @@ enum Said {
 /// What was found out of the workload at the start.
 struct Target {
     workload: Workload,
-    service: Service,
+    service: Option<Service>,
     ports: Vec<Port>,
     pods: BoxStream<'static, watcher::Result<Event<Pod>>>,
     services: BoxStream<'static, watcher::Result<Event<Service>>>,
@@ -88,8 +88,8 @@ struct Place {
     cluster: Arc<Cluster>,
     stand_in: StandIn,
     workload: Workload,
-    /// The Service, as it was at the start.
-    service: Service,
+    /// The Service, as it was at the start; `None` when no traffic is taken.
+    service: Option<Service>,
     /// The ports of all of the workload's Services.
     ports: Vec<Port>,
     /// The Service has another selector or other ports by now.
@@ -120,7 +120,8 @@ pub(super) async fn run(registry: Registry, cluster: Arc<Cluster>, stand_in: Sta
                     ports: target.ports,
                     is_stale: false,
                     pods: BTreeMap::new(),
-                    narrowed_to: None,
+                    // There is nothing to narrow where no traffic is taken.
+                    narrowed_to: (!stand_in.takes_traffic()).then_some(None),
                     owners: BTreeSet::new(),
                     over: Vec::new(),
                     alone_since: None,
@@ -151,17 +152,24 @@ async fn target(cluster: &Cluster, stand_in: &StandIn) -> Result<Option<Target>,
     let client = &cluster.client;
     let workloads = workload::list(client, &stand_in.namespace).await?;
     let Some(workload) = workloads.into_iter().find(|it| it.to_string() == stand_in.workload) else { return Ok(None) };
+    let all_pods = Api::<Pod>::namespaced(client.clone(), &stand_in.namespace);
+    let pods = |selector: &str| {
+        let config = watcher::Config::default().any_semantic().labels(selector);
+        watcher(all_pods, config).default_backoff().boxed()
+    };
+    if !stand_in.takes_traffic() {
+        let pods = pods(&format!("{STAND_IN}={}", stand_in.name));
+        return Ok(Some(Target { workload, service: None, ports: Vec::new(), pods, services: pending().boxed() }));
+    }
     let services = Api::<Service>::namespaced(client.clone(), &stand_in.namespace);
     let list = services.list(&ListParams::default()).await;
     let list = list.map_err(|error| failure(format!("cannot list the Services: {error}"), ""))?.items;
     let Some(found) = list.iter().find(|it| it.name_any() == stand_in.service).cloned() else { return Ok(None) };
     let ports = service::all_ports(&list, &workload);
     let selector: Vec<String> = service::selector(&found).iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let pods = Api::<Pod>::namespaced(client.clone(), &stand_in.namespace);
-    let pods = watcher(pods, watcher::Config::default().any_semantic().labels(&selector.join(",")));
     let only = watcher::Config::default().fields(&format!("metadata.name={}", stand_in.service));
     let services = watcher(services, only).default_backoff().boxed();
-    Ok(Some(Target { workload, service: found, ports, pods: pods.default_backoff().boxed(), services }))
+    Ok(Some(Target { workload, service: Some(found), ports, pods: pods(&selector.join(",")), services }))
 }
 
 impl Place {
@@ -239,8 +247,10 @@ impl Place {
             Event::InitApply(it) | Event::Apply(it) => {
                 self.narrowed_to = Some(service::narrowed_to(&it).map(str::to_owned));
                 let ports = |it: &Service| it.spec.as_ref().and_then(|spec| spec.ports.clone());
-                let selector = service::selector(&it);
-                self.is_stale |= selector != service::selector(&self.service) || ports(&it) != ports(&self.service);
+                self.is_stale |= self
+                    .service
+                    .as_ref()
+                    .is_some_and(|then| service::selector(&it) != service::selector(then) || ports(&it) != ports(then));
             }
             Event::Delete(_) => {
                 self.narrowed_to = Some(None);
@@ -304,13 +314,16 @@ impl Place {
                 ),
             ));
         } else if has_begun && !has_endpoint {
-            self.registry.set_problem(&self.stand_in, "the stand-in is being made again; the workload's pods serve");
+            let serving = if self.stand_in.takes_traffic() { "; the workload's pods serve" } else { "" };
+            self.registry.set_problem(&self.stand_in, &format!("the stand-in is being made again{serving}"));
         }
         Ok(false)
     }
 
+    /// Whether the stand-in gets the traffic that it is to take.
     fn is_narrowed(&self) -> bool {
-        self.narrowed_to.as_ref().is_some_and(|to| to.as_deref() == Some(self.stand_in.name.as_str()))
+        !self.stand_in.takes_traffic()
+            || self.narrowed_to.as_ref().is_some_and(|to| to.as_deref() == Some(self.stand_in.name.as_str()))
     }
 
     /// Gives the stand-in's agents their orders, and returns what they say of them.
@@ -356,7 +369,7 @@ impl Place {
 
     /// Narrows the Service to the stand-in, or widens it again.
     async fn narrow(&mut self, wanted: bool) -> Result<(), Failure> {
-        if self.is_narrowed() == wanted {
+        if !self.stand_in.takes_traffic() || self.is_narrowed() == wanted {
             return Ok(());
         }
         if let (true, Some(Some(other))) = (wanted, &self.narrowed_to) {
@@ -425,16 +438,13 @@ impl Place {
         let Some(found) = found else {
             let first = &live[0];
             let ca = self.ca().await?;
+            let app = App {
+                workload: &self.workload,
+                container: container::find(&self.workload, &first.record.held.container, &self.ports)?,
+                ports: &self.ports,
+            };
             let lease = (first.record.held.id.as_str(), first.lease_uid.as_str());
-            let object = replica_set(
-                &self.cluster.namespace,
-                &self.stand_in,
-                &self.workload,
-                &self.ports,
-                &self.cluster.agent,
-                &ca,
-                lease,
-            );
+            let object = replica_set(&self.cluster.namespace, &self.stand_in, &app, &self.cluster.agent, &ca, lease);
             sets.create(&PostParams::default(), &object).await.map_err(|error| api("make", error))?;
             tracing::info!(stand_in = name, namespace = self.stand_in.namespace, "stand-in made");
             self.owners = BTreeSet::from([first.lease_uid.clone()]);
@@ -502,17 +512,19 @@ impl Place {
 
     /// Lets the stand-in go, once nothing is sent to it any more.
     async fn leave(&mut self) -> Result<bool, Failure> {
-        let since = *self.alone_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < LINGER {
-            return Ok(false);
+        if self.stand_in.takes_traffic() {
+            let since = *self.alone_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < LINGER {
+                return Ok(false);
+            }
+            // What was seen of the Service may be old, and after this nobody looks.
+            let services = Api::<Service>::namespaced(self.cluster.client.clone(), &self.stand_in.namespace);
+            let name = &self.stand_in.service;
+            let found = services.get_opt(name).await;
+            let found = found.map_err(|error| failure(format!("cannot read the Service {name}: {error}"), ""))?;
+            self.narrowed_to = Some(found.as_ref().and_then(service::narrowed_to).map(str::to_owned));
+            self.narrow(false).await?;
         }
-        // What was seen of the Service may be old, and after this nobody looks.
-        let services = Api::<Service>::namespaced(self.cluster.client.clone(), &self.stand_in.namespace);
-        let name = &self.stand_in.service;
-        let found = services.get_opt(name).await;
-        let found = found.map_err(|error| failure(format!("cannot read the Service {name}: {error}"), ""))?;
-        self.narrowed_to = Some(found.as_ref().and_then(service::narrowed_to).map(str::to_owned));
-        self.narrow(false).await?;
         self.delete_replica_set().await?;
         self.owners.clear();
         self.free_all().await?;
@@ -548,7 +560,12 @@ impl Place {
 /// Ends all engagements of a stand-in whose workload or Service is gone.
 async fn give_up(cluster: &Cluster, registry: &Registry, stand_in: &StandIn) -> kube::Result<()> {
     let services = Api::<Service>::namespaced(cluster.client.clone(), &stand_in.namespace);
-    if services.get_opt(&stand_in.service).await?.is_some_and(|it| service::narrowed_to(&it) == Some(&stand_in.name)) {
+    if stand_in.takes_traffic()
+        && services
+            .get_opt(&stand_in.service)
+            .await?
+            .is_some_and(|it| service::narrowed_to(&it) == Some(&stand_in.name))
+    {
         services.patch(&stand_in.service, &params(), &Patch::Merge(service::widening())).await?;
     }
     for wanted in registry.wanted(stand_in) {

@@ -1,4 +1,4 @@
-//! The engagements at this moment, who holds them, the agents that serve them, and who waits for what.
+//! The engagements at this moment, who holds them, the agents that serve them ([`seat`]), and who waits for what.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,22 +8,25 @@ use prost::Message as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tp_protocol::engage::EngagementId;
-use tp_protocol::engage::call::{AgentState, Engagements as Message, Failure, Held, Orders, Report};
+use tp_protocol::engage::call::{Engagements as Message, Failure, Held, Report};
 use tp_protocol::engage::filter::Filter;
 use tp_protocol::engage::overlap::overlap;
-use tp_protocol::engage::reach::{ACCEPTS, Arrival};
+use tp_protocol::engage::reach::ACCEPTS;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::SessionKey;
 use tp_protocol::limits::MAX_CONTROL_BYTES;
 use tp_protocol::open::OpenRefused;
-use tp_tunnel::error::OfferError;
-use tp_tunnel::flow::Flow;
 use tp_tunnel::server::Acceptor;
 
+use self::seat::Agent;
 use super::failure;
 use super::stand_in::{Record, StandIn, hex};
 use crate::session::SessionId;
 use crate::session::hub::Hub;
+
+mod seat;
+
+pub(crate) use seat::Seat;
 
 /// Engagements at once. More are refused.
 const ENGAGEMENTS_MAX: usize = 10_000;
@@ -92,22 +95,6 @@ pub(crate) enum Phase {
     Ending,
     /// Nothing is left of it.
     Ended,
-}
-
-/// An agent's connection.
-struct Agent {
-    number: u64,
-    orders: watch::Sender<Orders>,
-    state: AgentState,
-}
-
-/// An agent's place in the registry, until it is dropped.
-pub(crate) struct Seat {
-    registry: Registry,
-    pod: (String, String),
-    number: u64,
-    /// What the agent has to do. The first orders are the default, which are none.
-    pub orders: watch::Receiver<Orders>,
 }
 
 /// An engagement, as its stand-in's task sees it.
@@ -184,7 +171,9 @@ impl Registry {
                 format!("{} is engaged by {} others, which is the limit", stand_in.workload, of_stand_in().count());
             return Err(failure(why, "wait until some have left"));
         }
-        let is_same_service = |it: &StandIn| (&it.namespace, &it.service) == (&stand_in.namespace, &stand_in.service);
+        let is_same_service = |it: &StandIn| {
+            it.takes_traffic() && (&it.namespace, &it.service) == (&stand_in.namespace, &stand_in.service)
+        };
         let other = state.engagements.values().find(|it| is_same_service(&it.stand_in) && it.stand_in != *stand_in);
         if let Some(other) = other {
             let why = format!(
@@ -431,35 +420,6 @@ impl Registry {
         !is_needed
     }
 
-    /// An agent has registered.
-    pub(crate) fn seat(&self, namespace: &str, pod: &str) -> Seat {
-        let pod = (namespace.to_owned(), pod.to_owned());
-        let (orders_tx, orders) = watch::channel(Orders::default());
-        let mut state = self.lock();
-        state.next_agent += 1;
-        let number = state.next_agent;
-        state.agents.insert(pod.clone(), Agent { number, orders: orders_tx, state: AgentState::default() });
-        drop(state);
-        self.changed();
-        Seat { registry: self.clone(), pod, number, orders }
-    }
-
-    /// Gives an agent its orders, if they are others than before, and returns what it last said of them: `None` when it is
-    /// not here or has not carried them out yet.
-    pub(crate) fn order(&self, namespace: &str, pod: &str, orders: &Orders) -> Option<AgentState> {
-        let state = self.lock();
-        let agent = state.agents.get(&(namespace.to_owned(), pod.to_owned()))?;
-        agent.orders.send_if_modified(|current| {
-            let next = Orders { number: current.number + 1, ..orders.clone() };
-            let is_new = Orders { number: next.number, ..current.clone() } != next;
-            if is_new {
-                *current = next;
-            }
-            is_new
-        });
-        (agent.state.number == agent.orders.borrow().number).then(|| agent.state.clone())
-    }
-
     /// Takes a stream on which a client waits for a connection.
     pub(crate) fn accept(&self, session: &SessionId, id: &EngagementId, acceptor: Acceptor) {
         let state = self.lock();
@@ -470,31 +430,6 @@ impl Registry {
         match queue {
             Some(queue) => queue.put(acceptor),
             None => acceptor.refuse(&OpenRefused::new(ErrorClass::Failed, format!("this session does not hold {id}"))),
-        }
-    }
-
-    /// Brings an agent's connection to the client that holds the engagement.
-    pub(crate) async fn reach(
-        &self,
-        seat: &(String, String),
-        id: &EngagementId,
-        arrival: &Arrival,
-    ) -> Result<Flow, OpenRefused> {
-        let queue = {
-            let state = self.lock();
-            // Another pod has no business here.
-            let entry = state.engagements.get(id.as_str()).filter(|entry| entry.stand_in.can_be_of(seat));
-            entry.map(|entry| entry.queue.clone())
-        };
-        let over = || OpenRefused::new(ErrorClass::Denied, format!("{id} is not an engagement of this pod"));
-        let queue = queue.ok_or_else(over)?;
-        loop {
-            match queue.take().await.offer(arrival).await {
-                Ok(flow) => return Ok(flow),
-                Err(OfferError::Refused(why)) => return Err(why),
-                // The lane that this one was on is gone; another may be there.
-                Err(error) => tracing::debug!(engagement = %id, %error, "stale"),
-            }
         }
     }
 }
@@ -560,43 +495,6 @@ fn conflict(asked: &Held, held: &Held) -> Option<Failure> {
 /// What proves that a client had a session.
 pub(crate) fn secret_sha256(secret: &[u8]) -> String {
     hex(ring::digest::digest(&ring::digest::SHA256, secret).as_ref())
-}
-
-impl Seat {
-    /// Namespace and name of the agent's pod.
-    pub(crate) fn pod(&self) -> &(String, String) {
-        &self.pod
-    }
-
-    /// The agent says how its orders go.
-    pub(crate) fn on_state(&self, said: AgentState) {
-        let mut state = self.registry.lock();
-        let Some(agent) = state.agents.get_mut(&self.pod).filter(|agent| agent.number == self.number) else { return };
-        let is_new = agent.state != said;
-        agent.state = said.clone();
-        for entry in state.engagements.values_mut().filter(|entry| entry.stand_in.can_be_of(&self.pod)) {
-            let of_it = |report: &&Report| report.id.split_once('#').is_some_and(|(id, _)| id == entry.record.held.id);
-            let reports: Vec<Report> = said.reports.iter().filter(of_it).cloned().collect();
-            if !reports.is_empty() {
-                entry.reports = reports;
-            }
-        }
-        drop(state);
-        if is_new {
-            self.registry.changed();
-        }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut state = self.registry.lock();
-        if state.agents.get(&self.pod).is_some_and(|agent| agent.number == self.number) {
-            state.agents.remove(&self.pod);
-        }
-        drop(state);
-        self.registry.changed();
-    }
 }
 
 impl Queue {

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tp_protocol::engage::call::{AppProtocol, AskedPort, Failure};
 use tp_protocol::engage::wire::Transport;
 
-use super::failure;
 use super::workload::Workload;
+use super::{container, failure};
 
 /// Label of a stand-in's pods with its name, and key that narrows a Service's selector to them.
 pub(crate) const STAND_IN: &str = "tp/stand-in";
@@ -98,28 +98,20 @@ fn is_headless(service: &Service) -> bool {
 pub(crate) fn all_ports(services: &[Service], workload: &Workload) -> Vec<Port> {
     let labels = workload.labels();
     let selecting = services.iter().filter(|service| selects(service, &labels));
-    selecting.flat_map(|service| resolve_all(service, containers(workload))).collect()
+    selecting.flat_map(|service| resolve_all(service, workload.containers())).collect()
 }
 
 /// Returns a Service's ports; only those that `container` declares, when it is named.
+///
+/// # Errors
+/// A [`Failure`] when the workload has no such container.
 pub(crate) fn ports(service: &Service, workload: &Workload, container: &str) -> Result<Vec<Port>, Failure> {
-    let all = containers(workload);
-    let mut ports = resolve_all(service, all);
-    if container.is_empty() {
-        return Ok(ports);
+    let mut ports = resolve_all(service, workload.containers());
+    if !container.is_empty() {
+        let named = container::find(workload, container, &[])?;
+        ports.retain(|port| container::declares(named, port.container_port));
     }
-    let Some(named) = all.iter().find(|it| it.name == container) else {
-        let names: Vec<&str> = all.iter().map(|it| it.name.as_str()).collect();
-        let why = format!("{workload} has no container {container}");
-        return Err(failure(why, format!("it has {}", names.join(", "))));
-    };
-    let declares = |number: u16| named.ports.iter().flatten().any(|it| it.container_port == i32::from(number));
-    ports.retain(|port| declares(port.container_port));
     Ok(ports)
-}
-
-fn containers(workload: &Workload) -> &[Container] {
-    workload.template.spec.as_ref().map_or(&[], |spec| &spec.containers)
 }
 
 fn resolve_all(service: &Service, containers: &[Container]) -> Vec<Port> {

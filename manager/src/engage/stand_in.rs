@@ -1,18 +1,20 @@
 //! The objects of a stand-in: a ReplicaSet of one pod with tp-agent alone, and the Lease of each engagement.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use prost::Message;
 use serde_json::{Value, json};
 use tp_protocol::engage::call::Held;
 use tp_protocol::engage::wire::Transport;
 
+use super::container;
 use super::service::{Port, STAND_IN};
 use super::workload::Workload;
 use crate::config::AgentPod;
@@ -44,12 +46,13 @@ const HEALTH_PORT: u16 = 7490;
 /// Longest label value, and name of a pod without its suffix (RFC 1123 label; 63 characters).
 const NAME_BYTES_MAX: usize = 52;
 
-/// Which stand-in: the pods of a workload behind a Service.
+/// Which stand-in: for the pods of a workload behind a Service, or for the environment of one of their containers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct StandIn {
     pub(crate) namespace: String,
     /// Name of its ReplicaSet, and value of its label.
     pub(crate) name: String,
+    /// Empty when it takes no traffic.
     pub(crate) service: String,
     /// `KIND/NAME`.
     pub(crate) workload: String,
@@ -64,11 +67,22 @@ pub(crate) struct Record {
 }
 
 impl StandIn {
-    /// The stand-in of a workload, `KIND/NAME`, behind a Service, of the manager in namespace `manager`.
-    pub(crate) fn new(manager: &str, namespace: &str, workload: &str, service: &str) -> Self {
-        let digest = ring::digest::digest(&ring::digest::SHA256, format!("{manager} {workload} {service}").as_bytes());
+    /// The stand-in that an engagement needs of the manager in namespace `manager`. Those of one workload behind one Service
+    /// share theirs; without a Service, those of one container.
+    pub(crate) fn of(manager: &str, held: &Held) -> Self {
+        let Held { namespace, workload, service, container, .. } = held;
+        let whose = match service.as_str() {
+            "" => format!("{manager} {workload}  {container}"),
+            service => format!("{manager} {workload} {service}"),
+        };
+        let digest = ring::digest::digest(&ring::digest::SHA256, whose.as_bytes());
         let name = format!("tp-{}-{}", short(workload), hex(&digest.as_ref()[..3]));
-        Self { namespace: namespace.to_owned(), name, service: service.to_owned(), workload: workload.to_owned() }
+        Self { namespace: namespace.clone(), name, service: service.clone(), workload: workload.clone() }
+    }
+
+    /// Whether it takes the place of pods in a Service.
+    pub(crate) fn takes_traffic(&self) -> bool {
+        !self.service.is_empty()
     }
 
     /// Whether a pod can be one of its own, by its name.
@@ -152,26 +166,35 @@ fn owner(name: &str, uid: &str) -> OwnerReference {
     }
 }
 
-/// The ReplicaSet. Its pod carries the labels of the workload's pods, so that the Service and network policies take it for
-/// one, and no controller adopts it, as the ReplicaSet owns it.
+/// What a stand-in stands in for.
+pub(crate) struct App<'a> {
+    pub(crate) workload: &'a Workload,
+    /// The container whose environment it has.
+    pub(crate) container: &'a Container,
+    /// The ports that it takes.
+    pub(crate) ports: &'a [Port],
+}
+
+/// The ReplicaSet of a stand-in with the environment of one of the workload's containers. Where it takes traffic, its pod
+/// carries the labels of the workload's pods, so that the Service and network policies take it for one, and no controller
+/// adopts it, as the ReplicaSet owns it.
 pub(crate) fn replica_set(
     manager: &str,
     stand_in: &StandIn,
-    workload: &Workload,
-    ports: &[Port],
+    app: &App<'_>,
     agent: &AgentPod,
     ca_pem: &str,
     lease: (&str, &str),
 ) -> ReplicaSet {
-    let mut labels = workload.labels();
+    let mut labels = if stand_in.takes_traffic() { app.workload.labels() } else { BTreeMap::new() };
     // Those by which controllers tell their own pods apart.
     for key in ["pod-template-hash", "controller-revision-hash", "pod-template-generation"] {
         labels.remove(key);
     }
     labels.insert(STAND_IN.into(), stand_in.name.clone());
-    let template = workload.template.spec.as_ref();
+    let template = app.workload.template.spec.as_ref();
     let health_port =
-        (HEALTH_PORT..).find(|port| ports.iter().all(|it| it.container_port != *port)).unwrap_or(HEALTH_PORT);
+        (HEALTH_PORT..).find(|port| app.ports.iter().all(|it| it.container_port != *port)).unwrap_or(HEALTH_PORT);
     let object = json!({
         "metadata": {
             "name": stand_in.name,
@@ -191,7 +214,7 @@ pub(crate) fn replica_set(
                 "spec": {
                     "serviceAccountName": template.and_then(|spec| spec.service_account_name.clone()),
                     "automountServiceAccountToken": false,
-                    "enableServiceLinks": false,
+                    "enableServiceLinks": template.and_then(|spec| spec.enable_service_links),
                     "tolerations": template.and_then(|spec| spec.tolerations.clone()),
                     "nodeSelector": template.and_then(|spec| spec.node_selector.clone()),
                     "priorityClassName": template.and_then(|spec| spec.priority_class_name.clone()),
@@ -205,7 +228,7 @@ pub(crate) fn replica_set(
                         // The app's ports may be below 1024. This sysctl is one of the safe ones, also under `restricted`.
                         "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}],
                     },
-                    "containers": [container(ports, agent, health_port)],
+                    "containers": [container(app, agent, health_port)],
                     "volumes": [
                         {"name": "tp-ca", "downwardAPI": {"items": [
                             {"path": "ca.crt", "fieldRef": {"fieldPath": format!("metadata.annotations['{CA}']")}},
@@ -225,11 +248,21 @@ fn pull_secrets(agent: &AgentPod) -> Vec<Value> {
     agent.pull_secrets.iter().map(|name| json!({"name": name})).collect()
 }
 
-/// tp-agent, with the ports that the Service finds by name.
-fn container(ports: &[Port], agent: &AgentPod, health_port: u16) -> Value {
-    let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
+/// tp-agent, with the ports that the Service finds by name, and the app's environment.
+fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
+    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let own = [
+        json!({"name": "TP_AGENT_MANAGER", "value": agent.manager_address}),
+        json!({"name": "TP_AGENT_HEALTH_PORT", "value": health_port.to_string()}),
+        json!({"name": "TP_AGENT_CONTAINER", "value": app.container.name}),
+        field("TP_AGENT_POD", "metadata.name"),
+        field("TP_AGENT_NAMESPACE", "metadata.namespace"),
+    ];
+    let of_app =
+        container::environment(&app.workload.template, app.container).into_iter().map(|variable| json!(variable));
     // A Service that names its target port finds it by that name.
-    let declared: BTreeSet<_> = ports
+    let declared: BTreeSet<_> = app
+        .ports
         .iter()
         .map(|port| {
             let protocol = if port.transport == Transport::Udp { "UDP" } else { "TCP" };
@@ -243,12 +276,8 @@ fn container(ports: &[Port], agent: &AgentPod, health_port: u16) -> Value {
         "name": "tp-agent",
         "image": agent.image,
         "imagePullPolicy": agent.pull_policy,
-        "env": [
-            {"name": "TP_MANAGER_ADDRESS", "value": agent.manager_address},
-            {"name": "TP_AGENT_HEALTH_PORT", "value": health_port.to_string()},
-            {"name": "POD_NAME", "valueFrom": field("metadata.name")},
-            {"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
-        ],
+        "env": own.into_iter().chain(of_app).collect::<Vec<_>>(),
+        "envFrom": app.container.env_from,
         "ports": declared.collect::<Vec<_>>(),
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": health_port}, "periodSeconds": 1, "failureThreshold": 2},
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": health_port}, "periodSeconds": 10},
@@ -284,9 +313,24 @@ mod tests {
     fn workload(name: &str) -> Workload {
         let template = json!({
             "metadata": {"labels": {"app": "web", "pod-template-hash": "5d"}},
-            "spec": {"serviceAccountName": "shop", "containers": [{"name": "web"}]},
+            "spec": {"serviceAccountName": "shop", "containers": [{"name": "web", "env": [{"name": "MODE", "value": "x"}]}]},
         });
         Workload { kind: Kind::Deployment, name: name.into(), template: serde_json::from_value(template).unwrap() }
+    }
+
+    /// An engagement of `workload` in `shop`, behind a Service or of a container.
+    fn held(workload: &str, service: &str, container: &str) -> Held {
+        Held {
+            namespace: "shop".into(),
+            workload: workload.into(),
+            service: service.into(),
+            container: container.into(),
+            ..Held::default()
+        }
+    }
+
+    fn stand_in(workload: &str, service: &str, container: &str) -> StandIn {
+        StandIn::of("tp-system", &held(workload, service, container))
     }
 
     fn record_of(id: &str) -> Record {
@@ -296,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_lease_says_what_the_engagement_is() {
-        let stand_in = StandIn::new("tp-system", "shop", "deployment/web", "web");
+        let stand_in = stand_in("deployment/web", "web", "");
         let record = record_of("tp-web-1");
         let lease = lease("tp-system", &stand_in, &record, 120, "2026-11-21T10:00:00Z".parse().unwrap());
         assert_eq!(super::record(&lease), Some(record));
@@ -308,15 +352,19 @@ mod tests {
     #[test]
     fn names_are_short_enough_for_labels_and_pods() {
         for name in ["w", &"w".repeat(63), &"w".repeat(253)] {
-            let stand_in = StandIn::new("tp-system", "shop", &workload(name).to_string(), "web");
+            let stand_in = stand_in(&workload(name).to_string(), "web", "");
             assert!(stand_in.name.len() <= NAME_BYTES_MAX, "{}", stand_in.name);
             assert!(fresh_id(name, &[1, 2, 3, 4, 5]).len() <= NAME_BYTES_MAX);
         }
-        let (a, b) = (
-            StandIn::new("tp-system", "shop", "deployment/web", "a"),
-            StandIn::new("tp-system", "shop", "deployment/web", "b"),
-        );
-        assert_ne!(a.name, b.name, "each Service has its own");
+    }
+
+    #[test]
+    fn engagements_behind_one_service_share_a_stand_in_and_others_do_not() {
+        let of = |service, container| stand_in("deployment/web", service, container).name;
+        assert_eq!(of("a", "web"), of("a", "proxy"));
+        assert_ne!(of("a", "web"), of("b", "web"));
+        assert_ne!(of("", "web"), of("", "proxy"));
+        assert_eq!(of("", "web"), of("", "web"));
     }
 
     #[test]
@@ -329,16 +377,15 @@ mod tests {
             transport: Transport::Tcp,
             protocol: AppProtocol::Http,
         };
-        let stand_in = StandIn::new("tp-system", "shop", "deployment/web", "web");
-        let made = replica_set(
-            "tp-system",
-            &stand_in,
-            &workload("web"),
-            &[port],
-            &AgentPod::default(),
-            "PEM",
-            ("tp-web-1", "u-1"),
-        );
+        let (workload, agent) = (workload("web"), AgentPod::default());
+        let made = |stand_in: &StandIn, ports: &[Port]| {
+            let app = App { workload: &workload, container: &workload.containers()[0], ports };
+            replica_set("tp-system", stand_in, &app, &agent, "PEM", ("tp-web-1", "u-1"))
+        };
+        let alone = made(&stand_in("deployment/web", "", "web"), &[]).spec.template.unwrap();
+        let labels = alone.metadata.unwrap().labels.unwrap();
+        assert_eq!(labels.keys().collect::<Vec<_>>(), [STAND_IN], "no Service and no controller finds it");
+        let made = made(&stand_in("deployment/web", "web", ""), &[port]);
         let template = made.spec.template.unwrap();
         let labels = template.metadata.unwrap().labels.unwrap();
         assert_eq!((labels["app"].as_str(), labels.get("pod-template-hash")), ("web", None));
@@ -348,6 +395,7 @@ mod tests {
         assert_eq!(container.ports.as_ref().unwrap()[0].name.as_deref(), Some("http"));
         let health = container.env.as_ref().unwrap().iter().find(|it| it.name == "TP_AGENT_HEALTH_PORT").unwrap();
         assert_eq!(health.value.as_deref(), Some("7491"), "the app has 7490");
+        assert!(container.env.as_ref().unwrap().iter().any(|it| it.name == "MODE"), "the app's environment");
     }
 
     #[test]

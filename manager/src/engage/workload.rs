@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{Container, PodTemplateSpec};
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -73,6 +73,11 @@ impl Workload {
     /// Labels of the workload's pods.
     pub(crate) fn labels(&self) -> BTreeMap<String, String> {
         self.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
+    }
+
+    /// The containers of the workload's pods.
+    pub(crate) fn containers(&self) -> &[Container] {
+        self.template.spec.as_ref().map_or(&[], |spec| &spec.containers)
     }
 }
 

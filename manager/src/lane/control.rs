@@ -108,7 +108,7 @@ fn on_message(services: &Services, session: &SessionId, message: ToManager) -> O
         Some(To::Goodbye(goodbye)) => services.hub.goodbye(session, goodbye.reason),
         Some(To::Pong(pong)) => return Some(pong.number),
         // An agent's, or a message of a later version.
-        Some(To::AgentState(_)) | None => {}
+        Some(To::AgentState(_) | To::Environment(_)) | None => {}
     }
     None
 }

@@ -13,9 +13,11 @@ use tp_protocol::hello::{ClientHello, Refusal, RefusalCode, SessionKey};
 use tp_protocol::limits::MAX_ECHOES;
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::flow::Continuation;
+use tp_tunnel::read_ahead::ReadAhead;
 
 use super::{Event, LaneId, SessionId, SessionLimits, Sessions};
 use crate::VERSION;
+use crate::identity::User;
 
 /// Bytes of a session's id: enough to be unique.
 const ID_BYTES: usize = 8;
@@ -91,6 +93,8 @@ pub struct Budget {
     pub flows: Arc<Semaphore>,
     /// One permit per dial under way.
     pub dials: Semaphore,
+    /// What its flows may have read ahead.
+    pub read_ahead: ReadAhead,
     /// One permit per ping without an answer yet.
     pub echoes: Arc<Semaphore>,
     /// One permit per call about engagements without an answer yet.
@@ -165,6 +169,7 @@ impl Hub {
             Arc::new(Budget {
                 flows: Arc::new(Semaphore::new(limits.flows)),
                 dials: Semaphore::new(limits.pending_dials),
+                read_ahead: ReadAhead::default(),
                 echoes: Arc::new(Semaphore::new(MAX_ECHOES)),
                 calls: Arc::new(Semaphore::new(CALLS_MAX)),
                 movable: Mutex::default(),
@@ -200,6 +205,24 @@ impl Hub {
     #[must_use]
     pub fn is_awake(&self, session: &SessionId) -> Option<bool> {
         self.lock().sessions.is_awake(session)
+    }
+
+    /// Whether this is the key of a session that is here.
+    #[must_use]
+    pub fn holds(&self, key: &SessionKey) -> bool {
+        self.lock().sessions.holds(key)
+    }
+
+    /// Notes who a session belongs to; false when this is not the key of one.
+    #[must_use]
+    pub fn identify(&self, key: &SessionKey, user: &Arc<User>) -> bool {
+        self.lock().sessions.identify(key, Arc::clone(user))
+    }
+
+    /// Who a session belongs to; `None` when it is not known, or the session is not here.
+    #[must_use]
+    pub fn user(&self, session: &SessionId) -> Option<Arc<User>> {
+        self.lock().sessions.user(session)
     }
 
     /// Follows how many sessions have ended.

@@ -91,9 +91,8 @@ async fn a_stopping_manager_says_goodbye() {
     let (_sender, mut receiver) = client.lane.control().await.unwrap().split();
     stage.stopping.cancel();
     let goodbye = loop {
-        match next(&mut receiver).await {
-            Kind::Goodbye(goodbye) => break goodbye,
-            Kind::ClusterInfo(_) | Kind::Agents(_) | Kind::Ping(_) | Kind::Engagements(_) | Kind::Orders(_) => {}
+        if let Kind::Goodbye(goodbye) = next(&mut receiver).await {
+            break goodbye;
         }
     };
     assert_eq!(goodbye.reason, "the manager is stopping");

@@ -7,4 +7,5 @@ mod control;
 mod echo;
 mod flows;
 mod hello;
+mod identity;
 mod stage;

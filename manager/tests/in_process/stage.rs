@@ -1,5 +1,6 @@
 //! What the tests play on: a manager without Kubernetes, and clients that connect to it.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,18 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tp_manager::agents::Agents;
+use tp_manager::config::{AgentPod, Engage};
 use tp_manager::dial::Dialer;
 use tp_manager::dns::Forwarder;
-use tp_manager::engage::{Engagements, Registry};
+use tp_manager::engage::{Cluster, Engagements, Registry};
+use tp_manager::identity::Identities;
+use tp_manager::identity::rights::Rights;
 use tp_manager::lane::{self, Services};
 use tp_manager::policy::{Loopback, Policy};
 use tp_manager::session::SessionLimits;
 use tp_manager::session::hub::{FlowLimits, Hub};
+use tp_manager::webhook::Webhooks;
+use tp_manager::webhook::identity::IdentityHook;
 use tp_protocol::control::ClusterInfo;
 use tp_protocol::hello::{ClientHello, SessionKey, Welcome};
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
@@ -60,6 +66,23 @@ impl Stage {
         Self::with_nameservers(Vec::new())
     }
 
+    /// Engages workloads in a cluster that has none, for those who have the right to; also returns what the API server calls.
+    pub(crate) fn with_rights(rights: impl Rights) -> (Self, Webhooks) {
+        let mut hook = None;
+        let stage = Self::build(Vec::new(), |hub| {
+            let identities = Identities::new(hub.clone(), rights);
+            hook = IdentityHook::new(identities.clone(), "tp-system", "tp-manager-0");
+            Some(Cluster {
+                client: empty_cluster(),
+                namespace: "tp-system".to_owned(),
+                config: Engage::default(),
+                agent: AgentPod::default(),
+                identities: Some(identities),
+            })
+        });
+        (stage, Webhooks { identity: hook.unwrap() })
+    }
+
     /// Has a nameserver that knows `web.shop.svc.cluster.local` (loopback) and `bad.` (a metadata address).
     pub(crate) async fn with_dns() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -69,6 +92,10 @@ impl Stage {
     }
 
     fn with_nameservers(nameservers: Vec<SocketAddr>) -> Self {
+        Self::build(nameservers, |_| None)
+    }
+
+    fn build(nameservers: Vec<SocketAddr>, cluster: impl FnOnce(&Hub) -> Option<Cluster>) -> Self {
         let info = watch::Sender::new(Err("cluster"));
         let policy = watch::Sender::new(Arc::new(Policy { loopback: Loopback::Dial, ..Policy::default() }));
         let stopping = CancellationToken::new();
@@ -78,7 +105,7 @@ impl Stage {
         let hub = Hub::new(limits, FlowLimits { flows: FLOWS_MAX, pending_dials: 4 });
         let services = Services {
             pod: "tp-manager-0".to_owned(),
-            engagements: Engagements::new(Registry::new(hub.clone()), None),
+            engagements: Engagements::new(Registry::new(hub.clone()), cluster(&hub)),
             hub,
             dialer: Dialer::new(policy.subscribe(), dns.clone(), domain, Duration::from_secs(5)),
             dns,
@@ -137,6 +164,15 @@ impl Client {
         assert!(matches!(soon(self.handle.lost()).await, CarrierState::Lost(_)));
         self.handle.fail("turned out");
     }
+}
+
+/// An API server that knows no objects.
+fn empty_cluster() -> kube::Client {
+    let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+        let answer = r#"{"metadata": {}, "items": []}"#;
+        Ok::<_, Infallible>(http::Response::new(kube::client::Body::from(answer.as_bytes().to_vec())))
+    });
+    kube::Client::new(service, "default")
 }
 
 /// Waits for something that must happen.

@@ -8,6 +8,7 @@
 //! so it is in no other message, and kept nowhere.
 
 use super::wire::{FilterMessage, Kind, Transport, WhenAway};
+use crate::identity::{Identify, OneTimePort};
 
 /// Largest call or answer, encoded: a namespace of 10,000 workloads fits.
 pub const MAX_CALL_BYTES: usize = 1 << 20;
@@ -16,7 +17,7 @@ pub const MAX_CALL_BYTES: usize = 1 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Call {
     /// Which.
-    #[prost(oneof = "call::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "call::Kind", tags = "1, 2, 3, 4, 10")]
     pub kind: Option<call::Kind>,
 }
 
@@ -38,6 +39,9 @@ pub mod call {
         /// Tell how the engaged container runs. Answered with [`super::answer::Kind::Described`].
         #[prost(message, tag = "4")]
         Describe(super::Describe),
+        /// Tell the API server who this is. Answered with [`super::answer::Kind::OneTimePort`].
+        #[prost(message, tag = "10")]
+        Identify(super::Identify),
     }
 }
 
@@ -45,7 +49,7 @@ pub mod call {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Answer {
     /// Which.
-    #[prost(oneof = "answer::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "answer::Kind", tags = "1, 2, 3, 4, 5, 10")]
     pub kind: Option<answer::Kind>,
 }
 
@@ -53,7 +57,6 @@ pub struct Answer {
 pub mod answer {
     /// One answer.
     #[derive(Clone, PartialEq, prost::Oneof)]
-    #[expect(clippy::large_enum_variant, reason = "there is one at a time, for a moment")]
     pub enum Kind {
         /// It could not be done, and nothing has changed.
         #[prost(message, tag = "1")]
@@ -70,6 +73,9 @@ pub mod answer {
         /// How the container runs.
         #[prost(message, tag = "5")]
         Described(super::Described),
+        /// Where the client shows who it is.
+        #[prost(message, tag = "10")]
+        OneTimePort(super::OneTimePort),
     }
 }
 
@@ -183,6 +189,9 @@ pub struct Environment {
     /// Why it cannot be told; lower-case, without a full stop. Empty when it is all there.
     #[prost(string, tag = "2")]
     pub problem: String,
+    /// The container whose it is.
+    #[prost(string, tag = "3")]
+    pub container: String,
 }
 
 /// A variable of an environment.

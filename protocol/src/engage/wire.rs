@@ -226,7 +226,7 @@ impl TryFrom<&Engagement> for super::Engagement {
             Kind::Intercept => super::Kind::Intercept,
             Kind::Wiretap => super::Kind::Wiretap,
             Kind::Replace => super::Kind::Replace,
-            Kind::Ingest | Kind::Unspecified => return Err(unknown("kind", message.kind)),
+            Kind::Unspecified | Kind::Ingest => return Err(unknown("kind", message.kind)),
         };
         let transport = match message.transport() {
             Transport::Tcp => open::Transport::Tcp,

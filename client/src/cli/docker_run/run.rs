@@ -60,7 +60,7 @@ impl Run {
     ) -> Result<u8> {
         match network {
             Network::There { joined, _hold } => self.join(invocation, &joined, engaged, signals).await,
-            Network::Own(made) => self.with_own(invocation, made, engaged, signals).await,
+            Network::Own(made) => self.with_own(invocation, *made, engaged, signals).await,
         }
     }
 

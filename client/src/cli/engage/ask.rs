@@ -175,6 +175,7 @@ pub(in crate::cli) fn unexpected(answer: &answer::Kind) -> CliError {
         answer::Kind::Left(_) => "what has ended",
         answer::Kind::Listed(_) => "a list",
         answer::Kind::Described(_) => "a description",
+        answer::Kind::OneTimePort(_) => "a port",
     };
     CliError::bug(format!("the traffic manager answered with {what}, which was not the question"))
 }

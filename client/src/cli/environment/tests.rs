@@ -4,7 +4,11 @@ use super::*;
 
 fn told(variables: &[(&str, &str)], problem: &str) -> Option<call::Environment> {
     let variable = |(name, value): &(&str, &str)| Variable { name: (*name).into(), value: (*value).into() };
-    Some(call::Environment { variables: variables.iter().map(variable).collect(), problem: problem.into() })
+    Some(call::Environment {
+        variables: variables.iter().map(variable).collect(),
+        problem: problem.into(),
+        ..Default::default()
+    })
 }
 
 #[test]

@@ -56,6 +56,12 @@ pub(in crate::cli) struct ConnectionReport {
     pub(super) namespace: String,
     pub(super) connected_at: Option<Timestamp>,
     pub(in crate::cli) manager: Manager,
+    /// Who the manager knows the connection belongs to. Absent when it does not ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) user: Option<User>,
+    /// Why the manager does not know that although it asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) user_problem: Option<String>,
     pub(super) cluster: Cluster,
     /// Subnets that are routed into the cluster.
     pub(super) routes: Vec<String>,
@@ -81,6 +87,13 @@ pub(in crate::cli) struct Manager {
     pub(in crate::cli) pod: String,
     /// Empty when it is not known.
     pub(in crate::cli) version: String,
+}
+
+/// A user, as the API server names them.
+#[derive(Debug, Serialize)]
+pub(super) struct User {
+    pub(super) name: String,
+    pub(super) groups: Vec<String>,
 }
 
 /// What the manager knows of its cluster.
@@ -158,6 +171,8 @@ impl ConnectionReport {
             namespace: connection.namespace.clone(),
             connected_at: None,
             manager: Manager { namespace: connection.manager_namespace.clone(), ..Manager::default() },
+            user: None,
+            user_problem: None,
             cluster: Cluster::default(),
             routes: Vec::new(),
             excluded: Vec::new(),
@@ -191,6 +206,8 @@ impl ConnectionReport {
         self.connected_at = Timestamp::from_second(status.connected_at).ok().filter(|_| status.connected_at > 0);
         self.manager.pod = status.manager_pod;
         self.manager.version = status.manager_version;
+        self.user = status.user.map(|user| User { name: user.name, groups: user.groups });
+        self.user_problem = Some(status.user_problem).filter(|why| !why.is_empty());
         self.cluster = Cluster {
             domain: status.cluster_domain,
             service_subnets: status.service_subnets,
@@ -240,6 +257,8 @@ impl ConnectionReport {
             namespace: String::new(),
             connected_at: None,
             manager: Manager::default(),
+            user: None,
+            user_problem: None,
             cluster: Cluster::default(),
             routes: Vec::new(),
             excluded: Vec::new(),

@@ -99,6 +99,26 @@ fn what_is_seen_as_something_else_is_shown() {
 }
 
 #[test]
+fn who_the_connection_belongs_to_is_shown_where_the_manager_asks() {
+    let shown = |status| {
+        let report = ConnectionReport::new(&example("dev"), Answer::Status(Box::new(status)), Vec::new());
+        (serde_json::to_value(&report).unwrap(), rendered(vec![report]))
+    };
+    let groups = |count: usize| (1..=count).map(|number| format!("g{number}")).collect();
+    let user = |count| Some(crate::attach::User { name: "ann".into(), groups: groups(count) });
+    let (json, text) = shown(Status { user: user(2), ..status() });
+    assert_eq!(json["user"], serde_json::json!({"name": "ann", "groups": ["g1", "g2"]}));
+    assert!(text.contains("  User:       ann (g1, g2)\n  Domain:"), "{text}");
+    let (_, text) = shown(Status { user: user(7), ..status() });
+    assert!(text.contains("  User:       ann (g1, g2, g3, g4, g5, and 2 more)\n"), "{text}");
+    let (json, text) = shown(Status { user_problem: "nobody knows".into(), ..status() });
+    assert!(json.get("user").is_none() && json["userProblem"] == "nobody knows", "{json}");
+    assert!(text.contains("  User:       nobody knows\n"), "{text}");
+    let (json, text) = shown(status());
+    assert!(json.get("user").is_none() && json.get("userProblem").is_none() && !text.contains("User:"), "{text}");
+}
+
+#[test]
 fn what_is_engaged_is_shown() {
     let engagements = vec![crate::cli::engage::example()];
     let status = Status { engagements, engaged_connections: 2, ..status() };

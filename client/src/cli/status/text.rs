@@ -12,6 +12,9 @@ use crate::cli::output::{human_bytes, human_since};
 /// Agents listed; a cluster can have hundreds.
 const MAX_AGENTS: usize = 20;
 
+/// Groups of the user that are listed; identity providers know hundreds.
+const MAX_GROUPS: usize = 5;
+
 /// Renders the whole report.
 pub(super) fn render(report: &Report, now: Timestamp) -> String {
     if report.connections.is_empty() {
@@ -31,6 +34,7 @@ fn block(c: &ConnectionReport, now: Timestamp) -> String {
     line("Context:", with(&c.context, &c.server));
     line("Namespace:", c.namespace.clone());
     line("Manager:", manager(c));
+    line("User:", user(c));
     line("Domain:", c.cluster.domain.clone());
     line("Services:", c.cluster.service_subnets.join(", "));
     line("Pods:", c.cluster.pod_subnets.join(", "));
@@ -94,6 +98,16 @@ fn manager(c: &ConnectionReport) -> String {
         ("", _) | (_, "") => format!("in {}", c.manager.namespace),
         (version, pod) => format!("{version}, {pod} in {}", c.manager.namespace),
     }
+}
+
+/// `ann (developers, system:authenticated)`.
+fn user(c: &ConnectionReport) -> String {
+    let Some(user) = &c.user else { return c.user_problem.clone().unwrap_or_default() };
+    let mut groups: Vec<_> = user.groups.iter().take(MAX_GROUPS).cloned().collect();
+    if user.groups.len() > MAX_GROUPS {
+        groups.push(format!("and {} more", user.groups.len() - MAX_GROUPS));
+    }
+    with(&user.name, &groups.join(", "))
 }
 
 /// `intercept of deployment/web in shop (x-user=ann), 8080/tcp -> 127.0.0.1:8080, active`.

@@ -1,6 +1,7 @@
 //! The API server and the kubelet behind it: port-forward in a WebSocket, `v4.channel.k8s.io`, to a manager of this process.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -10,6 +11,7 @@ use futures_util::{SinkExt, StreamExt};
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
+use hyper::Method;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::client::legacy;
@@ -17,7 +19,8 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::client::{Body, ConfigExt};
 use kube::{Client, Config};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -25,14 +28,20 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
+use tp_manager::CLIENT_PORT;
 use tp_manager::agents::Agents;
+use tp_manager::config::{AgentPod, Engage};
 use tp_manager::dial::Dialer;
 use tp_manager::dns::Forwarder;
-use tp_manager::engage::{Engagements, Registry};
+use tp_manager::engage::{Cluster, Engagements, Registry};
+use tp_manager::identity::Identities;
+use tp_manager::identity::rights::Rights;
 use tp_manager::lane::{self, Services};
 use tp_manager::policy::{Loopback, Policy};
 use tp_manager::session::SessionLimits;
 use tp_manager::session::hub::{FlowLimits, Hub};
+use tp_manager::webhook::Webhooks;
+use tp_manager::webhook::identity::IdentityHook;
 use tp_protocol::control::ClusterInfo;
 
 use super::way::{Random, Way};
@@ -54,21 +63,43 @@ pub(super) struct ApiServer {
 /// The manager, and what would end if nobody held it.
 struct Manager {
     services: Arc<Services>,
+    /// What it wants to be asked before a port-forward. The user's name is `ann`.
+    hooks: Option<Webhooks>,
     _info: watch::Sender<Result<Arc<ClusterInfo>, &'static str>>,
     _policy: watch::Sender<Arc<Policy>>,
 }
 
 impl ApiServer {
+    /// The manager lets whoever connects do everything.
     pub(super) fn start(way: Way, random: Random) -> Self {
+        Self::with(way, random, |_| None)
+    }
+
+    /// The manager asks who connects, and `rights` what they may.
+    pub(super) fn with_rights(way: Way, random: Random, rights: impl Rights) -> Self {
+        Self::with(way, random, |hub| Some(Identities::new(hub.clone(), rights)))
+    }
+
+    fn with(way: Way, random: Random, identities: impl FnOnce(&Hub) -> Option<Identities>) -> Self {
         let info = ClusterInfo { cluster_domain: "cluster.local".into(), ..ClusterInfo::default() };
         let info = watch::Sender::new(Ok(Arc::new(info)));
         let policy = watch::Sender::new(Arc::new(Policy { loopback: Loopback::Dial, ..Policy::default() }));
         let dns = Arc::new(Forwarder::new(Vec::new(), Duration::from_secs(2), 64));
         let limits = SessionLimits { sessions: 4, lanes_per_session: 8, grace: Duration::from_secs(120) };
         let hub = Hub::new(limits, FlowLimits { flows: 64, pending_dials: 16 });
+        let identities = identities(&hub);
+        let hook = |it: &Identities| IdentityHook::new(it.clone(), "tp-system", "tp-manager-0");
+        let hooks = identities.as_ref().and_then(hook).map(|identity| Webhooks { identity });
+        let cluster = identities.map(|identities| Cluster {
+            client: empty_cluster(),
+            namespace: "tp-system".to_owned(),
+            config: Engage::default(),
+            agent: AgentPod::default(),
+            identities: Some(identities),
+        });
         let services = Services {
             pod: "tp-manager-0".to_owned(),
-            engagements: Engagements::new(Registry::new(hub.clone()), None),
+            engagements: Engagements::new(Registry::new(hub.clone()), cluster),
             hub,
             dialer: Dialer::new(policy.subscribe(), dns.clone(), "cluster.local".to_owned(), Duration::from_secs(5)),
             dns,
@@ -77,7 +108,7 @@ impl ApiServer {
             udp_idle: Duration::from_secs(60),
             stopping: CancellationToken::new(),
         };
-        let manager = Manager { services: Arc::new(services), _info: info, _policy: policy };
+        let manager = Manager { services: Arc::new(services), hooks, _info: info, _policy: policy };
         Self { way, random: Arc::new(Mutex::new(random)), manager: Arc::new(manager) }
     }
 
@@ -104,11 +135,11 @@ impl ApiServer {
             Random::new(random.below(u64::MAX))
         };
         tokio::spawn(self.way.join(random, near, far));
-        let services = self.manager.services.clone();
+        let manager = self.manager.clone();
         tokio::spawn(async move {
             let serve = service_fn(move |request| {
-                let services = services.clone();
-                async move { Ok::<_, std::convert::Infallible>(upgrade(request, services)) }
+                let manager = manager.clone();
+                async move { Ok::<_, std::convert::Infallible>(upgrade(request, &manager)) }
             });
             // Cut anywhere, the client tells what it makes of it.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -120,11 +151,41 @@ impl ApiServer {
     }
 }
 
-fn upgrade(request: Request<Incoming>, services: Arc<Services>) -> Response<Empty<Bytes>> {
+/// An API server that knows no objects.
+fn empty_cluster() -> Client {
+    let service = tower::service_fn(|_: Request<Body>| async {
+        let answer = r#"{"metadata": {}, "items": []}"#;
+        Ok::<_, io::Error>(Response::new(Body::from(answer.as_bytes().to_vec())))
+    });
+    Client::new(service, "default")
+}
+
+/// Asks the manager's webhook about a port-forward, as the chart has it asked.
+fn admit(manager: &Manager, port: u16) {
+    let Some(hooks) = manager.hooks.as_ref().filter(|_| port != CLIENT_PORT) else { return };
+    let review = serde_json::json!({"request": {
+        "uid": "1", "operation": "CONNECT", "namespace": "tp-system", "name": "tp-manager-0",
+        "resource": {"group": "", "version": "v1", "resource": "pods"}, "subResource": "portforward",
+        "userInfo": {"username": "ann", "groups": ["system:authenticated"]},
+        "object": {"ports": [port]},
+    }});
+    let answer = hooks.answer(&Method::POST, hooks.identity.path(), review.to_string().as_bytes());
+    assert!(answer.is_ok(), "{answer:?}");
+}
+
+fn upgrade(request: Request<Incoming>, manager: &Manager) -> Response<Empty<Bytes>> {
+    let port = request.uri().query().and_then(|query| query.strip_prefix("ports=")?.parse().ok());
+    let port = port.expect("a port is asked for");
+    admit(manager, port);
     let accept = derive_accept_key(request.headers()[SEC_WEBSOCKET_KEY].as_bytes());
+    let services = manager.services.clone();
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+        if port != CLIENT_PORT {
+            let Ok(pod) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
+            return forward(socket, pod).await;
+        }
         let (pod, port) = tokio::io::duplex(SOCKET_BYTES);
         let served = lane::serve(services, port);
         let _ = tokio::join!(served, forward(socket, pod));
@@ -140,7 +201,7 @@ fn upgrade(request: Request<Incoming>, services: Arc<Services>) -> Response<Empt
 }
 
 /// The kubelet's part: a port of a pod as channel 0 of a WebSocket, until either ends.
-async fn forward(socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>, pod: DuplexStream) {
+async fn forward(socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>, pod: impl AsyncRead + AsyncWrite + Unpin) {
     let (mut to_client, mut from_client) = socket.split();
     let (mut from_pod, mut to_pod) = tokio::io::split(pod);
     let down = async {

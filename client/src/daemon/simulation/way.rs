@@ -54,6 +54,11 @@ pub(super) struct Way {
 }
 
 impl Way {
+    /// One on which nothing happens.
+    pub(super) fn straight() -> Self {
+        Self { delay: Duration::ZERO, losses: 0, cut_within: 0 }
+    }
+
     pub(super) fn random(random: &mut Random) -> Self {
         Self {
             delay: Duration::from_millis(random.below(60)),

@@ -1,4 +1,5 @@
-use tp_protocol::engage::call::HeldPort;
+use tp_protocol::engage::call::{AgentState, Environment, HeldPort, Orders};
+use tp_protocol::engage::reach::Arrival;
 use tp_protocol::engage::wire::{self, FilterMessage, HeaderRuleMessage, header_rule};
 use tp_protocol::hello::ClientHello;
 
@@ -20,7 +21,12 @@ fn client(registry: &Registry) -> Ticket {
 }
 
 fn stand_in() -> StandIn {
-    StandIn::new("tp-system", "shop", "deployment/web", "web")
+    StandIn::of("tp-system", &held("deployment/web", "web"))
+}
+
+/// An engagement in `shop`, of the whole workload.
+fn held(workload: &str, service: &str) -> Held {
+    Held { namespace: "shop".into(), workload: workload.into(), service: service.into(), ..Held::default() }
 }
 
 /// An intercept of port 8080, of the requests whose header `x-user` is `user`, or of all.
@@ -36,14 +42,11 @@ fn record(id: &str, key: &SessionKey, user: Option<&str>) -> Record {
     });
     let held = Held {
         id: id.into(),
-        namespace: "shop".into(),
-        workload: "deployment/web".into(),
-        service: "web".into(),
         what: wire::Kind::Intercept.into(),
         ports: vec![HeldPort { port: 8080, transport: wire::Transport::Tcp.into(), ..HeldPort::default() }],
         filter,
         holder: "ann@laptop".into(),
-        ..Held::default()
+        ..held("deployment/web", "web")
     };
     Record { held, session: key.id.clone(), secret_sha256: secret_sha256(&key.secret) }
 }
@@ -66,7 +69,7 @@ async fn filters_that_are_disjoint_share_a_workload_and_others_are_refused_by_th
     let tap = record("tap", &ann.key, None);
     let tap = Record { held: Held { what: wire::Kind::Wiretap.into(), ..tap.held }, ..tap };
     registry.add(tap, &stand_in(), false).unwrap();
-    let other = StandIn::new("tp-system", "shop", "deployment/canary", "web");
+    let other = StandIn::of("tp-system", &held("deployment/canary", "web"));
     let refused = registry.add(record("other", &ann.key, None), &other, false).unwrap_err();
     assert!(refused.message.contains("engaged as that of deployment/web"), "one Service is narrowed to one stand-in");
 }
@@ -185,4 +188,36 @@ async fn agents_answer_for_their_own_stand_in_and_for_the_orders_of_now() {
         Arrival { port: 8080, transport: tp_protocol::open::Transport::Tcp, source: "10.0.0.1:1".parse().unwrap() };
     let refused = registry.reach(elsewhere.pod(), &id, &arrival).await.unwrap_err();
     assert_eq!(refused.class, ErrorClass::Denied);
+}
+
+#[tokio::test]
+async fn workloads_without_a_service_do_not_get_in_each_others_way() {
+    let registry = registry();
+    let ann = client(&registry);
+    for workload in ["deployment/web", "deployment/worker"] {
+        let ingest = Held { id: workload.into(), what: wire::Kind::Ingest.into(), ..held(workload, "") };
+        let record = Record { held: ingest.clone(), ..record("x", &ann.key, None) };
+        registry.add(record, &StandIn::of("tp-system", &ingest), false).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_agent_tells_its_environment_to_all_who_ask() {
+    let registry = registry();
+    let ann = client(&registry);
+    registry.add(record("web-1", &ann.key, None), &stand_in(), false).unwrap();
+    assert!(registry.ask_environment("web-1").unwrap_err().message.contains("not connected"));
+    let seat = registry.seat("shop", &format!("{}-x7c2d", stand_in().name));
+    let mut questions = seat.questions.clone();
+    let asked = [registry.ask_environment("web-1").unwrap(), registry.ask_environment("web-1").unwrap()];
+    assert!(questions.has_changed().unwrap());
+    questions.mark_unchanged();
+    let told = Environment { container: "web".into(), ..Environment::default() };
+    seat.on_environment(&told);
+    for asked in asked {
+        assert_eq!(asked.await.unwrap(), told);
+    }
+    let lost = registry.ask_environment("web-1").unwrap();
+    drop(seat);
+    assert!(lost.await.is_err(), "who asks learns that the agent has gone");
 }

@@ -1,0 +1,171 @@
+//! The agents' part of the registry: their orders, what they say of them, and the environments that they tell.
+
+use tokio::sync::{oneshot, watch};
+use tp_protocol::engage::EngagementId;
+use tp_protocol::engage::call::{AgentState, Environment, Failure, Orders, Report};
+use tp_protocol::engage::reach::Arrival;
+use tp_protocol::error_class::ErrorClass;
+use tp_protocol::open::OpenRefused;
+use tp_tunnel::error::OfferError;
+use tp_tunnel::flow::Flow;
+
+use super::Registry;
+use crate::engage::failure;
+
+/// Questions for one agent's environment that wait for the answer.
+const QUESTIONS_MAX: usize = 256;
+
+/// An agent's connection.
+pub(super) struct Agent {
+    number: u64,
+    orders: watch::Sender<Orders>,
+    state: AgentState,
+    /// Counts the questions for its environment.
+    questions: watch::Sender<u64>,
+    /// Who asked. One answer is for all of them: an agent's environment does not change.
+    asking: Vec<oneshot::Sender<Environment>>,
+}
+
+/// An agent's place in the registry, until it is dropped.
+pub(crate) struct Seat {
+    registry: Registry,
+    pod: (String, String),
+    number: u64,
+    /// What the agent has to do. The first orders are the default, which are none.
+    pub orders: watch::Receiver<Orders>,
+    /// Changes when the agent is to tell its environment.
+    pub questions: watch::Receiver<u64>,
+}
+
+impl Registry {
+    /// An agent has registered.
+    pub(crate) fn seat(&self, namespace: &str, pod: &str) -> Seat {
+        let pod = (namespace.to_owned(), pod.to_owned());
+        let (orders_tx, orders) = watch::channel(Orders::default());
+        let (questions_tx, questions) = watch::channel(0);
+        let mut state = self.lock();
+        state.next_agent += 1;
+        let number = state.next_agent;
+        let agent = Agent {
+            number,
+            orders: orders_tx,
+            state: AgentState::default(),
+            questions: questions_tx,
+            asking: Vec::new(),
+        };
+        state.agents.insert(pod.clone(), agent);
+        drop(state);
+        self.changed();
+        Seat { registry: self.clone(), pod, number, orders, questions }
+    }
+
+    /// Gives an agent its orders, if they are its first or others than before, and returns what it last said of them: `None`
+    /// when it is not here or has not carried them out yet.
+    pub(crate) fn order(&self, namespace: &str, pod: &str, orders: &Orders) -> Option<AgentState> {
+        let state = self.lock();
+        let agent = state.agents.get(&(namespace.to_owned(), pod.to_owned()))?;
+        agent.orders.send_if_modified(|current| {
+            let next = Orders { number: current.number + 1, ..orders.clone() };
+            let is_new = current.number == 0 || Orders { number: next.number, ..current.clone() } != next;
+            if is_new {
+                *current = next;
+            }
+            is_new
+        });
+        (agent.state.number == agent.orders.borrow().number).then(|| agent.state.clone())
+    }
+
+    /// Asks the agent of an engagement for its environment. The answer is dropped when the agent goes.
+    pub(crate) fn ask_environment(&self, id: &str) -> Result<oneshot::Receiver<Environment>, Failure> {
+        let mut state = self.lock();
+        let stand_in = state.engagements.get(id).map(|entry| entry.stand_in.clone());
+        let stand_in = stand_in.ok_or_else(|| failure("the engagement was ended meanwhile", ""))?;
+        let agent = state.agents.iter_mut().find(|(pod, _)| stand_in.can_be_of(pod)).map(|(_, agent)| agent);
+        let agent = agent.ok_or_else(|| {
+            failure(
+                format!("the agent that stands in for {} is not connected", stand_in.workload),
+                "try again in a moment",
+            )
+        })?;
+        agent.asking.retain(|asking| !asking.is_closed());
+        if agent.asking.len() >= QUESTIONS_MAX {
+            return Err(failure(format!("{QUESTIONS_MAX} others wait for this environment"), "try again in a moment"));
+        }
+        let (answer, answered) = oneshot::channel();
+        agent.asking.push(answer);
+        agent.questions.send_modify(|count| *count += 1);
+        Ok(answered)
+    }
+
+    /// Brings an agent's connection to the client that holds the engagement.
+    pub(crate) async fn reach(
+        &self,
+        seat: &(String, String),
+        id: &EngagementId,
+        arrival: &Arrival,
+    ) -> Result<Flow, OpenRefused> {
+        let queue = {
+            let state = self.lock();
+            // Another pod has no business here.
+            let entry = state.engagements.get(id.as_str()).filter(|entry| entry.stand_in.can_be_of(seat));
+            entry.map(|entry| entry.queue.clone())
+        };
+        let over = || OpenRefused::new(ErrorClass::Denied, format!("{id} is not an engagement of this pod"));
+        let queue = queue.ok_or_else(over)?;
+        loop {
+            match queue.take().await.offer(arrival).await {
+                Ok(flow) => return Ok(flow),
+                Err(OfferError::Refused(why)) => return Err(why),
+                // The lane that this one was on is gone; another may be there.
+                Err(error) => tracing::debug!(engagement = %id, %error, "stale"),
+            }
+        }
+    }
+}
+
+impl Seat {
+    /// Namespace and name of the agent's pod.
+    pub(crate) fn pod(&self) -> &(String, String) {
+        &self.pod
+    }
+
+    /// The agent says how its orders go.
+    pub(crate) fn on_state(&self, said: AgentState) {
+        let mut state = self.registry.lock();
+        let Some(agent) = state.agents.get_mut(&self.pod).filter(|agent| agent.number == self.number) else { return };
+        let is_new = agent.state != said;
+        agent.state = said.clone();
+        for entry in state.engagements.values_mut().filter(|entry| entry.stand_in.can_be_of(&self.pod)) {
+            let of_it = |report: &&Report| report.id.split_once('#').is_some_and(|(id, _)| id == entry.record.held.id);
+            let reports: Vec<Report> = said.reports.iter().filter(of_it).cloned().collect();
+            if !reports.is_empty() {
+                entry.reports = reports;
+            }
+        }
+        drop(state);
+        if is_new {
+            self.registry.changed();
+        }
+    }
+
+    /// The agent tells its environment.
+    pub(crate) fn on_environment(&self, told: &Environment) {
+        let mut state = self.registry.lock();
+        let Some(agent) = state.agents.get_mut(&self.pod).filter(|agent| agent.number == self.number) else { return };
+        for asking in agent.asking.drain(..) {
+            // Fails when who asked has gone.
+            let _ = asking.send(told.clone());
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.registry.lock();
+        if state.agents.get(&self.pod).is_some_and(|agent| agent.number == self.number) {
+            state.agents.remove(&self.pod);
+        }
+        drop(state);
+        self.registry.changed();
+    }
+}

@@ -70,6 +70,7 @@ impl Bed {
             { "apiVersion": "v1", "kind": "Service", "metadata": metadata("web"), "spec": {
                 "selector": labels, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] } },
         ] }));
+        namespace.let_user_engage();
         let bed = Self { namespace };
         bed.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
         bed

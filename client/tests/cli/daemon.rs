@@ -11,7 +11,7 @@ use tp_protocol::engage::call::{
 use tp_protocol::engage::wire::Kind;
 use tp_protocol::frame;
 
-use crate::attach::{Empty, MAX_ATTACH_BYTES, Reply, Request, Status, reply, request};
+use crate::attach::{Empty, MAX_ATTACH_BYTES, Reply, Request, reply, request};
 
 /// What it answers, and what it was asked.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +56,7 @@ impl Daemon {
     fn reply(&self, request: request::Kind) -> reply::Kind {
         let call = match request {
             request::Kind::Engagements(asked) => asked.call.kind.unwrap(),
-            request::Kind::Status(_) => return reply::Kind::Status(Box::new(Status::default())),
+            request::Kind::Status(_) => return reply::Kind::Status(Box::default()),
             _ => return reply::Kind::Done(Empty {}),
         };
         reply::Kind::Answer(Box::new(Answer { kind: Some(self.answer(call)) }))

@@ -7,13 +7,16 @@ mod connect;
 mod daemon;
 mod docker_run;
 mod engage;
+mod environment;
 mod helm;
+mod ingest;
 mod intercept;
 mod leave;
 mod list;
 mod output;
 mod publish;
 mod quit;
+mod replace;
 mod select;
 mod session;
 mod setup;
@@ -58,11 +61,13 @@ Use a cluster:
   status       Show the connections and what they reach
   quit         End a connection
 
-Take a workload's traffic:
+Engage a workload:
   intercept    Take a workload's traffic: your handler answers
+  replace      Take the place of a workload: all of its traffic is your handler's
   wiretap      Get a copy of a workload's traffic: its pods answer
+  ingest       Get a workload's environment, and none of its traffic
   list         Show the workloads of a namespace, and who has engaged them
-  leave        End an intercept or a wiretap
+  leave        End an intercept, a replace, a wiretap or an ingest
 
 Prepare a cluster:
   helm         Install, upgrade, uninstall or check the traffic manager
@@ -85,7 +90,9 @@ enum Command {
     Status(status::StatusArgs),
     Quit(quit::QuitArgs),
     Intercept(intercept::InterceptArgs),
+    Replace(replace::ReplaceArgs),
     Wiretap(wiretap::WiretapArgs),
+    Ingest(ingest::IngestArgs),
     List(list::ListArgs),
     Leave(leave::LeaveArgs),
     Version(version::VersionArgs),
@@ -114,8 +121,10 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         Command::DockerRun(_) => docker_run::run(Vec::new()),
         Command::Status(args) => finish(args.verbose(), on_runtime(status::run(args))),
         Command::Quit(args) => finish(args.verbose(), on_runtime(quit::run(args))),
-        Command::Intercept(args) => finish(args.verbose(), on_runtime(intercept::run(args))),
-        Command::Wiretap(args) => finish(args.verbose(), on_runtime(wiretap::run(args))),
+        Command::Intercept(args) => intercept::run(args),
+        Command::Replace(args) => replace::run(args),
+        Command::Wiretap(args) => wiretap::run(args),
+        Command::Ingest(args) => ingest::run(args),
         Command::List(args) => finish(args.verbose(), on_runtime(list::run(args))),
         Command::Leave(args) => finish(args.verbose(), on_runtime(leave::run(args))),
         Command::Version(args) => finish(args.verbose(), on_runtime(version::run(args))),

@@ -136,6 +136,16 @@ impl Engine {
         &self.endpoint
     }
 
+    /// How many processors its machine has.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub(crate) async fn processors(&self) -> Result<u64> {
+        let info = self.docker.info().await.map_err(|e| failed("look at the engine's machine", &e))?;
+        let processors = info.ncpu.and_then(|count| u64::try_from(count).ok());
+        Ok(processors.filter(|count| *count > 0).unwrap_or(u64::MAX))
+    }
+
     /// What it says of itself.
     pub(crate) fn info(&self) -> &EngineInfo {
         &self.info

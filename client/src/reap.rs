@@ -1,23 +1,32 @@
 //! `tp reap`: removes what a CLI run made when that run is gone without having done so.
 //!
 //! Every run that makes containers starts one. The run holds the other end of the reaper's stdin, on which it says what
-//! it did ([`Reaper`]): `k` ends the reaper, `p` and digits and a newline name the docker CLI that was started (`p0`: it
-//! has ended). When the stream ends without `k`, the run was killed: the docker CLI is ended and everything that carries
-//! the run's label is removed. After an `e` at its end, containers that have ended by themselves are spared.
+//! it did ([`Reaper`]), a line each: `p` and digits name the docker CLI that was started (`p0`: it has ended), `g`, the id of a
+//! daemon's container, a space and the id of an engagement say what that holds for the run (`g` alone: nothing any more).
+//! A `k` in place of a line ends the reaper. When the stream ends without it, the run was killed: the docker CLI is ended, the
+//! engagement as well, and everything that carries the run's label is removed. After an `e` in place of a line, containers that
+//! have ended by themselves are spared.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
+use tp_protocol::engage::call::{Call, Leave, call};
+
+use crate::attach::{EngagementCall, request};
 use crate::docker::Engine;
 use crate::docker::endpoint::Endpoint;
+use crate::docker::link::Purpose;
 use crate::error::{CliError, Result};
 
 /// How long the reaper looks for containers: one that the engine was making when the run died comes into being later.
 const REAP_TIME: Duration = Duration::from_secs(8);
 /// How often it looks.
 const REAP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long the end of an engagement may take before the containers are removed: one of them may be what holds it.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The flags of the hidden command.
 #[derive(clap::Args, Debug)]
@@ -38,13 +47,13 @@ pub(crate) async fn run(args: ReapArgs) -> u8 {
     // Its own session: the terminal's hang-up and Ctrl-C are not for it.
     #[cfg(unix)]
     let _own_session = rustix::process::setsid();
-    let nothing = Said { keep: false, spare: Spare::Nothing, docker_cli: None };
+    let nothing = Said { keep: false, spare: Spare::Nothing, docker_cli: None, engaged: None };
     let said = tokio::task::spawn_blocking(listen).await.unwrap_or(nothing);
     if said.keep {
         return 0;
     }
     end_docker_cli(said.docker_cli);
-    match reap(&args, said.spare).await {
+    match reap(&args, &said).await {
         Ok(()) => 0,
         // Nobody reads what it would print.
         Err(error) => error.exit_code(),
@@ -61,34 +70,38 @@ pub(crate) enum Spare {
 }
 
 /// What the run said before its end of the stream was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Said {
     keep: bool,
     spare: Spare,
     docker_cli: Option<i32>,
+    engaged: Option<Engaged>,
+}
+
+/// An engagement, and the container of the daemon that holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Engaged {
+    daemon: String,
+    id: String,
 }
 
 fn listen() -> Said {
     let mut heard = Vec::new();
-    let mut byte = [0];
-    let mut stdin = io::stdin().lock();
-    while matches!(stdin.read(&mut byte), Ok(1)) {
-        heard.push(byte[0]);
-        if byte == *b"k" {
-            break;
-        }
-    }
+    // What was heard before an error counts.
+    let _ = io::stdin().lock().read_to_end(&mut heard);
     interpret(&heard)
 }
 
 fn interpret(heard: &[u8]) -> Said {
     let text = String::from_utf8_lossy(heard);
-    // A number that was cut off before its newline is no number.
-    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-    let last = complete.lines().filter_map(|line| line.strip_prefix('p')).next_back();
-    let docker_cli = last.and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0);
-    let spare = if text.ends_with('e') { Spare::Ended } else { Spare::Nothing };
-    Said { keep: text.ends_with('k'), spare, docker_cli }
+    // A line that was cut off before its end is none.
+    let (lines, last) = text.rsplit_once('\n').unwrap_or(("", &text));
+    let last_with = |letter| lines.lines().filter_map(|line| line.strip_prefix(letter)).next_back();
+    let docker_cli = last_with('p').and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0);
+    let engaged = last_with('g').and_then(|engaged| engaged.split_once(' '));
+    let engaged = engaged.map(|(daemon, id)| Engaged { daemon: daemon.to_owned(), id: id.to_owned() });
+    let spare = if last == "e" { Spare::Ended } else { Spare::Nothing };
+    Said { keep: last == "k", spare, docker_cli, engaged }
 }
 
 /// Ends the docker CLI that the run started: it may be about to make a container.
@@ -103,15 +116,27 @@ fn end_docker_cli(pid: Option<i32>) {
 #[cfg(not(unix))]
 fn end_docker_cli(_: Option<i32>) {}
 
-async fn reap(args: &ReapArgs, spare: Spare) -> Result<()> {
+async fn reap(args: &ReapArgs, said: &Said) -> Result<()> {
     let engine = Engine::connect(Endpoint::from_flags(&args.engine, args.engine_certs.clone())?).await?;
+    if let Some(engaged) = &said.engaged {
+        // The session's end ends it as well.
+        let _ = tokio::time::timeout(LEAVE_LIMIT, leave(&engine, engaged)).await;
+    }
     let until = tokio::time::Instant::now() + REAP_TIME;
     let mut outcome = Ok(());
     while tokio::time::Instant::now() < until {
-        outcome = remove_invocation(&engine, &args.invocation, spare).await;
+        outcome = remove_invocation(&engine, &args.invocation, said.spare).await;
         tokio::time::sleep(REAP_INTERVAL).await;
     }
     outcome
+}
+
+async fn leave(engine: &Engine, engaged: &Engaged) -> Result<()> {
+    let leave = Leave { what: engaged.id.clone(), namespace: String::new() };
+    let call = Call { kind: Some(call::Kind::Leave(leave)) };
+    let ask = EngagementCall { call, limit_ms: LEAVE_LIMIT.as_millis().try_into().unwrap_or(u32::MAX) };
+    let mut link = engine.attach(&engaged.daemon, Purpose::Talk).await?;
+    link.request(request::Kind::Engagements(Box::new(ask)), |_| {}).await.map(drop)
 }
 
 /// Removes all containers of a run.
@@ -174,6 +199,12 @@ impl Reaper {
         let _ = writeln!(self.stdin, "p{}", pid.unwrap_or(0));
     }
 
+    /// Tells the reaper which engagement, held by the daemon in which container, ends with the run; `None` for none any more.
+    pub(crate) fn on_engaged(&mut self, engaged: Option<(&str, &str)>) {
+        let line = engaged.map_or_else(String::new, |(daemon, id)| format!("{daemon} {id}"));
+        let _ = writeln!(self.stdin, "g{line}");
+    }
+
     /// Has the reaper remove what the run made, but for containers that have ended by themselves.
     pub(crate) fn keep_ended(mut self) {
         let _ = self.stdin.write_all(b"e");
@@ -204,7 +235,23 @@ mod tests {
             ("p12\np3", false, Spare::Nothing, Some(12)),
             ("p-1\n", false, Spare::Nothing, None),
         ] {
-            assert_eq!(interpret(heard.as_bytes()), Said { keep, spare, docker_cli }, "{heard:?}");
+            let said = Said { keep, spare, docker_cli, engaged: None };
+            assert_eq!(interpret(heard.as_bytes()), said, "{heard:?}");
+        }
+    }
+
+    #[test]
+    fn stream_names_what_is_engaged() {
+        let engaged = |daemon: &str, id: &str| Some(Engaged { daemon: daemon.into(), id: id.into() });
+        for (heard, keep, expected) in [
+            ("gabc tp-kiosk-1\n", false, engaged("abc", "tp-kiosk-1")),
+            ("gabc tp-kiosk-1\np12\n", false, engaged("abc", "tp-kiosk-1")),
+            ("gabc tp-kiosk-1\ng\n", false, None),
+            ("gabc tp-k", false, None),
+            ("gabc tp-kiosk-1\ng\nk", true, None),
+        ] {
+            let said = interpret(heard.as_bytes());
+            assert_eq!((said.keep, said.engaged), (keep, expected), "{heard:?}");
         }
     }
 }

@@ -1,16 +1,23 @@
 //! `tp docker-run`.
 
+mod borrowed;
 mod flags;
 mod parse;
+mod pass;
 mod program;
 mod run;
 mod split;
 
 use std::ffi::OsString;
 
+use clap::builder::NonEmptyStringValueParser;
+use tp_protocol::engage::call::Held;
+
+use super::engage::ask::{Chosen, Running};
+use super::engage::{self, Engaged, Wish};
 use super::publish::Wishes;
 use super::select::{only, running_by_name};
-use super::session::{self, Invocation, Lifetime, Naming, Plan};
+use super::session::{self, Invocation, Lifetime, Made, Naming, Plan};
 use super::setup::{CommonArgs, KubeArgs, NetworkArgs, Setup, VerbosityArgs, load};
 use super::signals::Signals;
 use crate::attach::{Empty, request};
@@ -22,6 +29,7 @@ use crate::docker::daemon::Publish;
 use crate::docker::link::{DaemonLink, Purpose};
 use crate::error::{CliError, EXIT_DOCKER_RUN, Result};
 use crate::progress::Progress;
+pub(super) use borrowed::Borrowed;
 use flags::Arity;
 use parse::{Parsed, parse};
 use program::Program;
@@ -43,6 +51,9 @@ pub(super) const NAME: &str = "docker-run";
 /// them on a container that joins another's network. On a connection that is there already they have been given to
 /// `tp connect`.
 ///
+/// With --like the container is like a workload's: it has its environment, user, working directory and limits, and takes none
+/// of its traffic. Without an image it runs the workload's own, by the workload's command. What docker's options say wins.
+///
 /// The options below are tp's; they go before the image, in any order with docker's. tp's own failures exit with 125, as
 /// docker's do.
 #[derive(clap::Args, Debug)]
@@ -53,7 +64,9 @@ pub(super) const NAME: &str = "docker-run";
 Examples:
   tp docker-run --rm -it alpine sh
   tp docker-run --rm -p 8080:80 --context prod --namespace shop my-image:dev
-  tp docker-run --use shop -d --name worker my-worker --queue orders"
+  tp docker-run --use shop -d --name worker my-worker --queue orders
+  tp docker-run --rm -it --like web my-web:dev sh   the environment of the workload web
+  tp docker-run --rm --like worker                  the workload's own image and command"
 )]
 pub(super) struct DockerRunArgs {
     #[command(flatten)]
@@ -65,38 +78,62 @@ pub(super) struct DockerRunArgs {
 
 /// tp's own options. None has a short form or the name of one of docker's.
 #[derive(clap::Args, Clone, Debug, Default)]
-struct OwnArgs {
+pub(super) struct OwnArgs {
     /// Join this connection; it has to be there
     #[arg(long = "use", env = "TP_CONNECTION", hide_env_values = true, value_name = "NAME")]
-    connection: Option<ConnectionName>,
+    pub(super) connection: Option<ConnectionName>,
     #[command(flatten)]
-    kube: KubeArgs,
+    pub(super) like: LikeArgs,
+    #[command(flatten)]
+    pub(super) kube: KubeArgs,
     /// Connect to this namespace: its services have short names [default: the context's, or `default`]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
-    namespace: Option<Namespace>,
+    pub(super) namespace: Option<Namespace>,
     /// Find the traffic manager in this namespace [default: tp-system]
     #[arg(long, value_name = "NAMESPACE", help_heading = "Cluster options")]
-    manager_namespace: Option<Namespace>,
+    pub(super) manager_namespace: Option<Namespace>,
     #[command(flatten)]
-    network: NetworkArgs,
+    pub(super) network: NetworkArgs,
     /// Give up connecting after this time [default: 7s]
     #[arg(long, value_name = "DURATION")]
-    connect_timeout: Option<HumanDuration>,
+    pub(super) connect_timeout: Option<HumanDuration>,
     /// With -d: end a connection that was idle for this long; 0 for never [default: 12h]
     #[arg(long, value_name = "DURATION")]
-    idle_limit: Option<HumanDuration>,
+    pub(super) idle_limit: Option<HumanDuration>,
     /// How much the daemon logs [default: info]
     #[arg(long, value_name = "LEVEL", hide_possible_values = true)]
-    log_level: Option<LogLevel>,
+    pub(super) log_level: Option<LogLevel>,
     /// Run this docker or podman CLI [default: docker]
     #[arg(long, value_name = "PROGRAM")]
-    docker: Option<String>,
+    pub(super) docker: Option<String>,
     /// Read settings from this file instead of the usual config.yaml (also TP_CONFIG)
     #[arg(long, value_name = "FILE", help_heading = "General options")]
-    config: Option<std::path::PathBuf>,
+    pub(super) config: Option<std::path::PathBuf>,
     /// Show what caused an error
     #[arg(long, help_heading = "General options")]
-    verbose: bool,
+    pub(super) verbose: bool,
+}
+
+/// The workload whose container this one is like.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(super) struct LikeArgs {
+    /// Run the container with the environment, user, working directory and limits of this workload's, and without an image
+    /// with its image and command: a name, or KIND/NAME
+    #[arg(long = "like", value_name = "WORKLOAD", value_parser = NonEmptyStringValueParser::new())]
+    workload: Option<String>,
+    /// Take this container of the workload, when it has several
+    #[arg(long = "like-container", value_name = "NAME", requires = "workload", value_parser = NonEmptyStringValueParser::new())]
+    container: Option<String>,
+}
+
+/// What is between connecting and starting the container.
+enum Task {
+    /// Nothing.
+    Plain,
+    /// A look at a workload's container.
+    Like { workload: String, container: String },
+    /// The container is the handler of an engagement.
+    Handler(Box<Wish>),
 }
 
 impl OwnArgs {
@@ -150,15 +187,20 @@ pub(super) fn run(args: Vec<OsString>) -> u8 {
             return EXIT_DOCKER_RUN;
         }
     };
-    if parsed.image.is_none() {
-        return usage_error("it needs an image".to_owned());
-    }
+    let task = match own.like.workload.clone() {
+        Some(workload) => Task::Like { workload, container: own.like.container.clone().unwrap_or_default() },
+        None if parsed.image.is_none() => return usage_error("it needs an image".to_owned()),
+        None => Task::Plain,
+    };
     let split = match split(parsed.docker.clone()) {
+        Ok(split) if split.publish_all && parsed.image.is_none() => {
+            return usage_error("-P needs the name of the image: or name the ports with -p".to_owned());
+        }
         Ok(split) => split,
         Err(text) => return usage_error(text),
     };
     let verbose = own.verbose;
-    super::on_runtime(run_container(own, parsed, split)).unwrap_or_else(|error| {
+    super::on_runtime(run_container(own, parsed, split, task)).unwrap_or_else(|error| {
         error.print(verbose);
         error.docker_run_exit_code()
     })
@@ -169,26 +211,143 @@ fn usage_error(text: String) -> u8 {
     EXIT_DOCKER_RUN
 }
 
-async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split) -> Result<u8> {
+/// Runs the container that `args` describe as `docker run` takes them, as the handler of an engagement; returns its exit code.
+///
+/// # Errors
+/// All that is tp's own failure.
+pub(super) fn run_handler(own: OwnArgs, args: Vec<OsString>, wish: Wish) -> Result<u8> {
+    let wrong =
+        |text| CliError::usage(format!("behind `--`: {text}")).hint("`tp docker-run --help` says what is taken there");
+    let parsed = parse(args, |_| None).map_err(wrong)?;
+    if parsed.image.is_none() {
+        return Err(wrong("it needs an image".to_owned()));
+    }
+    let split = split(parsed.docker.clone()).map_err(wrong)?;
+    super::on_runtime(run_container(own, parsed, split, Task::Handler(Box::new(wish))))
+}
+
+async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Task) -> Result<u8> {
     let mut signals = Signals::catch();
-    let setup = load(&own.common(), &own.kube, own.layer())?;
+    let namespace = own.namespace.clone().or_else(|| task.namespace());
+    let setup = load(&own.common(), &own.kube, Layer { namespace, ..own.layer() })?;
     let progress = Progress::start(Some(setup.settings.connect_timeout.value.as_duration()));
     let engine = signals.or(session::engine(&progress)).await?;
     let program = Program::find(&setup.settings.docker.value, &engine)?;
-    let run = Run { program, parsed, detached: split.detached };
-    if let Some(connection) = signals.or(choose(&engine, &own, &setup)).await? {
-        refuse_owner_flags(&split, &connection)?;
-        let link = signals.or(hold(&engine, &connection)).await?;
-        drop(progress);
-        return run.join(Invocation::start(engine)?, &connection, link, &split, &mut signals).await;
-    }
-    progress.step("reading the kubeconfig");
-    let wishes = signals.or(wishes(&engine, &mut split, &run.parsed)).await?;
-    let lifetime = if run.detached { Lifetime::Detached } else { Lifetime::Held };
-    let plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
-    let (invocation, made) = session::make(Invocation::start(engine)?, plan, &mut signals, &progress).await?;
+    let (mut invocation, mut network) = match signals.or(choose(&engine, &own, &setup)).await? {
+        Some(connection) => {
+            refuse_owner_flags(&split, &connection)?;
+            let link = signals.or(hold(&engine, &connection)).await?;
+            let joined = Running::from(&connection);
+            (Invocation::start(engine)?, Network::There { joined, _hold: link })
+        }
+        None => {
+            progress.step("reading the kubeconfig");
+            let wishes = signals.or(wishes(&engine, &mut split, &parsed)).await?;
+            let lifetime = if split.detached { Lifetime::Detached } else { Lifetime::Held };
+            let plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
+            let (invocation, made) = session::make(Invocation::start(engine)?, plan, &mut signals, &progress).await?;
+            (invocation, Network::Own(Box::new(made)))
+        }
+    };
     drop(progress);
-    run.with_own(invocation, made, &split, &mut signals).await
+    let mut engaged = None;
+    let joined = network.joined();
+    let prepared = task.prepare(&mut invocation, &joined, &parsed, &split, &mut engaged);
+    let borrowed = match signals.or(prepared).await {
+        Ok(borrowed) => borrowed,
+        Err(error) => {
+            if let Some(engaged) = engaged {
+                engaged.end(&mut signals).await;
+            }
+            network.give_up(invocation).await;
+            return Err(error);
+        }
+    };
+    if let Task::Like { .. } = task
+        && let Some(looked_at) = engaged.take()
+    {
+        looked_at.end(&mut signals).await;
+        invocation.on_engaged(None);
+    }
+    let run = Run { program, parsed, split, borrowed };
+    run.run(invocation, network, engaged, &mut signals).await
+}
+
+/// The connection whose network the container joins.
+enum Network {
+    /// It was there before, and stays. The stream holds one that would otherwise end with another command.
+    There { joined: Running, _hold: Option<DaemonLink> },
+    /// It was made for the container, and ends with it.
+    Own(Box<Made>),
+}
+
+impl Network {
+    fn joined(&self) -> Running {
+        match self {
+            Self::There { joined, .. } => joined.clone(),
+            Self::Own(made) => {
+                Running { name: made.name.to_string(), namespace: made.status.namespace.clone(), id: made.id.clone() }
+            }
+        }
+    }
+
+    /// Ends what this run made, when there is nothing to run in it.
+    async fn give_up(&mut self, invocation: Invocation) {
+        match self {
+            Self::There { .. } => invocation.keep(),
+            Self::Own(made) => match session::end(&invocation.engine, &made.id, Some(&mut made.link)).await {
+                Ok(()) => invocation.keep(),
+                Err(_) => invocation.clean_up().await,
+            },
+        }
+    }
+}
+
+impl Task {
+    /// The namespace that a connection which is made for it is to.
+    fn namespace(&self) -> Option<Namespace> {
+        match self {
+            Self::Plain | Self::Like { .. } => None,
+            Self::Handler(wish) => wish.namespace().cloned(),
+        }
+    }
+
+    /// Does what comes before the container is started; returns what that takes over from a workload's container.
+    async fn prepare(
+        &self,
+        invocation: &mut Invocation,
+        connection: &Running,
+        parsed: &Parsed,
+        split: &Split,
+        engaged: &mut Option<Engaged>,
+    ) -> Result<Borrowed> {
+        let engine = invocation.engine.clone();
+        let mut on_engaged = |held: &Held| {
+            let engaged = engaged.insert(Engaged::new(held, connection.clone()));
+            invocation.on_engaged(Some(engaged));
+        };
+        match self {
+            Self::Plain => Ok(Borrowed::default()),
+            Self::Like { workload, container } => {
+                let progress = Progress::start(Some(engage::ENGAGE_LIMIT));
+                let mut chosen = Chosen::open(&engine, connection.clone()).await?;
+                let held = engage::ingest(workload, container, &mut chosen, &progress).await?;
+                on_engaged(&held);
+                let (spec, environment) = chosen.describe(&held, &progress).await?;
+                Borrowed::like(&spec, environment, parsed, split, engine.processors().await?)
+            }
+            Self::Handler(wish) => {
+                let progress = Progress::start(Some(wish.limit()));
+                let mut chosen = Chosen::open(&engine, connection.clone()).await?;
+                let held = wish.engage(&mut chosen, &progress).await?;
+                on_engaged(&held);
+                let (borrowed, told) = wish.equip(&mut chosen, held, &progress).await?;
+                drop(progress);
+                eprint!("{told}");
+                Ok(borrowed)
+            }
+        }
+    }
 }
 
 /// The connection to join, when there is one that fits. One that belongs to another command is joined by name only: it

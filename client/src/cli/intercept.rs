@@ -2,8 +2,7 @@
 
 use tp_protocol::engage::wire::Kind;
 
-use super::engage::{self, EngageArgs};
-use crate::error::Result;
+use super::engage::{self, AwayArgs, EngageArgs, FilterArgs, TrafficArgs, Wish};
 
 /// Take a workload's traffic: your handler answers
 ///
@@ -12,26 +11,32 @@ use crate::error::Result;
 /// running, and several people can intercept one workload at a time. While the handler is away the pods answer, unless
 /// --when-away says otherwise.
 ///
-/// It stays until `tp leave` or `tp quit`.
+/// It stays until `tp leave` or `tp quit`. With a container behind `--`, that is the handler: it runs in the network of the
+/// connection, as `tp docker-run` does, with the environment of the workload's container, and the intercept ends with it.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
+#[command(
+    override_usage = "tp intercept [OPTIONS] WORKLOAD [-- [DOCKER RUN OPTIONS] IMAGE [COMMAND] [ARG...]]",
+    after_help = "\
 Examples:
   tp intercept web                                  its only port, at the same number here
   tp intercept web -p 8080:http                     its port `http`, at 8080 here
   tp intercept web -p 8080 --http-header x-user=ann
-  tp intercept cart -p 9000 --grpc shop.Cart/Add --when-away fail")]
+  tp intercept cart -p 9000 --grpc shop.Cart/Add --when-away fail
+  tp intercept web -p 8080 -- --rm -it my-web:dev   by a container with its environment"
+)]
 pub(super) struct InterceptArgs {
+    #[command(flatten)]
+    traffic: TrafficArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    away: AwayArgs,
     #[command(flatten)]
     engage: EngageArgs,
 }
 
-impl InterceptArgs {
-    pub(super) fn verbose(&self) -> bool {
-        self.engage.verbose()
-    }
-}
-
-/// Runs `tp intercept`.
-pub(super) async fn run(args: InterceptArgs) -> Result<u8> {
-    engage::run(Kind::Intercept, args.engage).await
+/// Runs `tp intercept`; returns the exit code.
+pub(super) fn run(args: InterceptArgs) -> u8 {
+    let InterceptArgs { traffic, filter, away, engage } = args;
+    engage::run(Wish { kind: Kind::Intercept, engage, traffic: Some(traffic), filter: Some(filter), away: Some(away) })
 }

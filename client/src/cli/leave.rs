@@ -1,9 +1,9 @@
 //! `tp leave`.
 
 use serde::Serialize;
-use tp_protocol::engage::call::{Leave, answer, call};
+use tp_protocol::engage::call::Leave;
 
-use super::engage::ask::{self, Chosen};
+use super::engage::ask::Chosen;
 use super::engage::{ANSWER_LIMIT, report::EngagementReport};
 use super::output::{Format, print, print_json};
 use super::select::UseArgs;
@@ -13,7 +13,7 @@ use crate::config::value::Namespace;
 use crate::error::{CliError, Result};
 use crate::progress::Progress;
 
-/// End an intercept or a wiretap
+/// End an intercept, a replace, a wiretap or an ingest
 ///
 /// Ends what this connection holds, and no one else's. Without a name it is the only one, and it is no error when there is
 /// none. Returns when the traffic goes to the workload's pods again; requests that are under way go on to their end.
@@ -77,11 +77,8 @@ async fn leave(args: &LeaveArgs, progress: &Progress) -> Result<Vec<EngagementRe
             }
         }
     };
-    progress.step("waiting until the traffic is back in the cluster");
-    match chosen.ask(call::Kind::Leave(Leave { what, namespace }), ANSWER_LIMIT, progress).await? {
-        answer::Kind::Left(left) => Ok(left.engagements.into_iter().map(EngagementReport::from).collect()),
-        other => Err(ask::unexpected(&other)),
-    }
+    let ended = chosen.leave(Leave { what, namespace }, ANSWER_LIMIT, progress).await?;
+    Ok(ended.into_iter().map(EngagementReport::from).collect())
 }
 
 /// The id of the only engagement; `None` when there is none.

@@ -1,5 +1,8 @@
 //! `tp list`.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use tp_protocol::engage::call::{List, Listed, answer, call};
@@ -19,7 +22,7 @@ const HEAD: [&str; 7] = ["WORKLOAD", "ENGAGED BY", "WHAT", "PORTS", "FILTER", "S
 
 /// Show the workloads of a namespace, and who has engaged them
 ///
-/// Lists the engagements of everybody. STATE says `handler away` when nothing answered last time at the port that is engaged for.
+/// Lists the engagements of everybody, and where the containers that are engaged have volumes. STATE says `handler away` when nothing answered last time at the port that is engaged for.
 #[derive(clap::Args, Debug)]
 pub(super) struct ListArgs {
     /// Look into this namespace [default: the connection's]
@@ -108,7 +111,24 @@ fn render(report: &ListReport, now: Timestamp) -> String {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
-    [&head].into_iter().chain(&rows).map(line).collect()
+    let table: String = [&head].into_iter().chain(&rows).map(line).collect();
+    table + &volumes(report)
+}
+
+/// Where containers that are engaged have volumes: each container once, however many people have engaged it.
+fn volumes(report: &ListReport) -> String {
+    let mut told = BTreeSet::new();
+    let mut out = String::new();
+    for it in report.engagements.iter().filter(|it| !it.mounts.is_empty()) {
+        let place = format!("container {} of {} in {}", it.container, it.workload, it.namespace);
+        if told.insert(place.clone()) {
+            writeln!(out, "\nVolumes of {place}:").expect("writing to a string");
+            for mount in &it.mounts {
+                writeln!(out, "  {mount}").expect("writing to a string");
+            }
+        }
+    }
+    out
 }
 
 /// Each workload once, or once for each of its engagements; then engagements of workloads that are not there any more.
@@ -153,7 +173,7 @@ fn row(it: &EngagementReport, workload: String, now: Timestamp) -> [String; HEAD
 
 #[cfg(test)]
 mod tests {
-    use tp_protocol::engage::call::{Held, Report};
+    use tp_protocol::engage::call::{Held, Mount, Report};
     use tp_protocol::engage::wire::Kind;
 
     use super::*;
@@ -196,6 +216,23 @@ deployment/old   ann@laptop        intercept  8080/tcp                    x-user
         assert!(text.contains("\nshop: deployment/web  ann@laptop  intercept  8080/tcp  "), "{text}");
         assert_eq!(rendered("", &[], vec![]), "Nothing is engaged.\n");
         assert_eq!(rendered("shop", &[], vec![]), "There are no workloads in namespace shop.\n");
+    }
+
+    #[test]
+    fn volumes_of_engaged_containers_are_listed_once() {
+        let mount = |path: &str| Mount { path: path.into(), volume: "emptyDir".into(), is_read_only: false };
+        let ingest = Held {
+            what: Kind::Ingest.into(),
+            ports: Vec::new(),
+            filter: None,
+            mounts: vec![mount("/data"), mount("/tmp")],
+            ..example()
+        };
+        let text = rendered("shop", &["deployment/web"], vec![ingest.clone(), ingest]);
+        assert!(text.contains("deployment/web  ann@laptop  ingest         no traffic  1m30s  active\n"), "{text}");
+        let volumes =
+            "\n\nVolumes of container app of deployment/web in shop:\n  /data (emptyDir)\n  /tmp (emptyDir)\n";
+        assert!(text.ends_with(volumes), "{text}");
     }
 
     #[test]

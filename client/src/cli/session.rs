@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ring::rand::SecureRandom as _;
 
+use super::engage::Engaged;
 use super::publish::Wishes;
 use super::setup::Setup;
 use crate::attach::KubeAccess;
@@ -112,6 +113,11 @@ impl Invocation {
     /// Tells the reaper which process is the docker CLI.
     pub(super) fn on_docker_cli(&mut self, pid: Option<u32>) {
         self.reaper.on_docker_cli(pid);
+    }
+
+    /// Tells the reaper what is engaged for this run.
+    pub(super) fn on_engaged(&mut self, engaged: Option<&Engaged>) {
+        self.reaper.on_engaged(engaged.map(|engaged| (engaged.connection.id.as_str(), engaged.id.as_str())));
     }
 
     /// What this run made is gone, or is to stay.

@@ -19,7 +19,9 @@ help_of! {
     status: "status --help";
     quit: "quit --help";
     intercept: "intercept --help";
+    replace: "replace --help";
     wiretap: "wiretap --help";
+    ingest: "ingest --help";
     list: "list --help";
     leave: "leave --help";
     version: "version --help";

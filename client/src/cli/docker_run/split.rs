@@ -20,6 +20,13 @@ pub(super) struct Split {
     pub(super) owner_flags: Vec<String>,
 }
 
+impl Split {
+    /// Whether the container is given this flag.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.pass.iter().any(|flag| flag.name == name)
+    }
+}
+
 /// Sorts the flags.
 ///
 /// # Errors

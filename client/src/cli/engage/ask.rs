@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use tp_protocol::engage::call::{Call, answer, call};
+use tp_protocol::engage::call::{Call, ContainerSpec, Describe, Engage, Held, Leave, answer, call};
 
 use crate::attach::{Empty, EngagementCall, Status, reply, request};
+use crate::cli::environment::Environment;
 use crate::cli::select::{UseArgs, only, running_by_name};
 use crate::docker::Engine;
-use crate::docker::connections::Connection;
+use crate::docker::connections::{Connection, container_name};
 use crate::docker::link::{DaemonLink, Purpose};
 use crate::error::{CliError, Result};
 use crate::progress::Progress;
@@ -15,10 +16,28 @@ use crate::progress::Progress;
 /// How long a daemon that should have answered by itself is waited for.
 const OVERTIME: Duration = Duration::from_secs(2);
 
+/// A connection that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::cli) struct Running {
+    /// Its name.
+    pub(in crate::cli) name: String,
+    /// Its namespace.
+    pub(in crate::cli) namespace: String,
+    /// Id of its container.
+    pub(in crate::cli) id: String,
+}
+
+impl From<&Connection> for Running {
+    fn from(connection: &Connection) -> Self {
+        let Connection { name, namespace, id, .. } = connection.clone();
+        Self { name, namespace, id }
+    }
+}
+
 /// The connection that a command is about, and a stream to its daemon.
 pub(in crate::cli) struct Chosen {
     /// The connection.
-    pub(in crate::cli) connection: Connection,
+    pub(in crate::cli) connection: Running,
     link: DaemonLink,
 }
 
@@ -40,8 +59,64 @@ impl Chosen {
                 })?
             }
         };
+        Self::open(&engine, Running::from(&connection)).await
+    }
+
+    /// Opens a stream to the daemon of a connection.
+    ///
+    /// # Errors
+    /// When the engine cannot run a process there.
+    pub(in crate::cli) async fn open(engine: &Engine, connection: Running) -> Result<Self> {
         let link = engine.attach(&connection.id, Purpose::Talk).await?;
         Ok(Self { connection, link })
+    }
+
+    /// Engages a workload, and waits for `limit` at most until that is in force.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(in crate::cli) async fn engage(&mut self, what: Engage, limit: Duration, progress: &Progress) -> Result<Held> {
+        progress.step(format!("engaging {} in {}", what.workload, what.namespace));
+        match self.ask(call::Kind::Engage(what), limit, progress).await? {
+            answer::Kind::Engaged(held) => Ok(held),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How the container of an engagement that this connection holds runs, and its environment.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], and when the environment is not known.
+    pub(in crate::cli) async fn describe(
+        &mut self,
+        held: &Held,
+        progress: &Progress,
+    ) -> Result<(ContainerSpec, Environment)> {
+        progress.step(format!("asking for the environment of {}", held.workload));
+        let describe = call::Kind::Describe(Describe { id: held.id.clone() });
+        let described = match self.ask(describe, super::ANSWER_LIMIT, progress).await? {
+            answer::Kind::Described(described) => described,
+            other => return Err(unexpected(&other)),
+        };
+        let environment = Environment::from_wire(described.environment, &held.workload)?;
+        Ok((described.container.unwrap_or_default(), environment))
+    }
+
+    /// Ends engagements, as [`Leave`] says which; returns those that have ended.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(in crate::cli) async fn leave(
+        &mut self,
+        leave: Leave,
+        limit: Duration,
+        progress: &Progress,
+    ) -> Result<Vec<Held>> {
+        progress.step("waiting until the traffic is back in the cluster");
+        match self.ask(call::Kind::Leave(leave), limit, progress).await? {
+            answer::Kind::Left(left) => Ok(left.engagements),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Asks the manager, and waits for `limit` at most.
@@ -86,8 +161,9 @@ impl Chosen {
     }
 
     fn silent(&self) -> CliError {
-        CliError::user(format!("the daemon in {} does not answer", self.connection.container()))
-            .hint(format!("look at `docker logs {}`", self.connection.container()))
+        let container = container_name(&self.connection.name);
+        CliError::user(format!("the daemon in {container} does not answer"))
+            .hint(format!("look at `docker logs {container}`"))
     }
 }
 
@@ -99,6 +175,7 @@ pub(in crate::cli) fn unexpected(answer: &answer::Kind) -> CliError {
         answer::Kind::Left(_) => "what has ended",
         answer::Kind::Listed(_) => "a list",
         answer::Kind::OneTimePort(_) => "a port",
+        answer::Kind::Described(_) => "a description",
     };
     CliError::bug(format!("the traffic manager answered with {what}, which was not the question"))
 }

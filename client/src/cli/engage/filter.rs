@@ -7,7 +7,7 @@ use crate::error::{CliError, Result};
 
 /// Which requests. Each kind of rule that is given has to match; without any, all traffic does.
 #[derive(clap::Args, Clone, Debug, Default)]
-pub(super) struct FilterArgs {
+pub(in crate::cli) struct FilterArgs {
     /// Only requests with this header, given several times with all of them; `=~` takes a regular expression that matches
     /// the whole value, NAME can be `baggage:KEY` or `tracestate:KEY`
     #[arg(long = "http-header", value_name = "NAME=VALUE", help_heading = "Filter options")]

@@ -22,6 +22,10 @@ pub(in crate::cli) struct EngagementReport {
     pub(in crate::cli) mode: Mode,
     pub(in crate::cli) why_mode: String,
     pub(in crate::cli) ports: Vec<Port>,
+    /// The container whose environment can be asked for; empty when the manager does not say.
+    pub(in crate::cli) container: String,
+    /// Where that container has volumes.
+    pub(in crate::cli) mounts: Vec<Mount>,
     /// Which requests; `null` for all traffic.
     pub(in crate::cli) filter: Option<Rules>,
     pub(in crate::cli) when_away: WhenAway,
@@ -44,6 +48,8 @@ pub(in crate::cli) enum What {
     Intercept,
     Wiretap,
     Replace,
+    /// Nothing: environment and volumes only.
+    Ingest,
     /// Something of a later version.
     Unknown,
 }
@@ -79,6 +85,16 @@ pub(in crate::cli) struct Port {
     pub(in crate::cli) service_port: Option<u32>,
     /// Where the holder takes it.
     pub(in crate::cli) local: String,
+}
+
+/// A volume in a container.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::cli) struct Mount {
+    pub(in crate::cli) path: String,
+    /// Its kind and what it is made from: `configMap app-config`.
+    pub(in crate::cli) volume: String,
+    pub(in crate::cli) read_only: bool,
 }
 
 /// Which requests.
@@ -121,7 +137,11 @@ impl EngagementReport {
 
     /// Which requests, for people.
     pub(in crate::cli) fn filter_text(&self) -> &str {
-        self.filter.as_ref().map_or("all traffic", |rules| &rules.text)
+        match (&self.filter, self.what) {
+            (Some(rules), _) => &rules.text,
+            (None, What::Ingest) => "no traffic",
+            (None, What::Intercept | What::Wiretap | What::Replace | What::Unknown) => "all traffic",
+        }
     }
 
     /// What and whose, for a line: `intercept of deployment/web in shop (x-user=ann)`.
@@ -145,6 +165,7 @@ impl fmt::Display for What {
             Self::Intercept => "intercept",
             Self::Wiretap => "wiretap",
             Self::Replace => "replace",
+            Self::Ingest => "ingest",
             Self::Unknown => "engagement",
         })
     }
@@ -166,6 +187,12 @@ impl fmt::Display for Port {
     }
 }
 
+impl fmt::Display for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}{})", self.path, self.volume, if self.read_only { ", read-only" } else { "" })
+    }
+}
+
 impl From<Held> for EngagementReport {
     fn from(held: Held) -> Self {
         let traffic = held.report.as_ref().map(|report| Traffic {
@@ -180,6 +207,7 @@ impl From<Held> for EngagementReport {
                 wire::Kind::Intercept => What::Intercept,
                 wire::Kind::Wiretap => What::Wiretap,
                 wire::Kind::Replace => What::Replace,
+                wire::Kind::Ingest => What::Ingest,
                 wire::Kind::Unspecified => What::Unknown,
             },
             mode: match held.mode() {
@@ -200,6 +228,8 @@ impl From<Held> for EngagementReport {
             service: held.service,
             why_mode: held.why_mode,
             ports: held.ports.into_iter().map(Port::from).collect(),
+            container: held.container,
+            mounts: held.mounts.into_iter().map(Mount::from).collect(),
             filter: held.filter.as_ref().and_then(rules),
             holder: held.holder,
             since: Timestamp::from_second(held.since).ok().filter(|_| held.since > 0),
@@ -207,6 +237,12 @@ impl From<Held> for EngagementReport {
             traffic,
             problem: Some(held.problem).filter(|problem| !problem.is_empty()),
         }
+    }
+}
+
+impl From<call::Mount> for Mount {
+    fn from(mount: call::Mount) -> Self {
+        Self { path: mount.path, volume: mount.volume, read_only: mount.is_read_only }
     }
 }
 

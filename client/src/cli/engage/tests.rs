@@ -1,14 +1,21 @@
 use clap::Parser;
-use tp_protocol::engage::call::{Held, HeldPort, Report};
+use tp_protocol::engage::call::{self, AskedPort, HeldPort, Report};
 use tp_protocol::engage::filter::Filter;
-use tp_protocol::engage::wire;
+use tp_protocol::engage::wire::Transport;
 
 use super::*;
 
+/// The flags of `tp intercept`, which has all groups.
 #[derive(Parser)]
 struct Line {
     #[command(flatten)]
-    args: EngageArgs,
+    traffic: TrafficArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    away: AwayArgs,
+    #[command(flatten)]
+    engage: EngageArgs,
 }
 
 /// An intercept as the manager tells of it.
@@ -36,12 +43,27 @@ pub(in crate::cli) fn example() -> Held {
         is_mine: false,
         report: Some(Report { id: "tp-web-x7c2d".into(), taken: 7, fallen_back: 1, ..Report::default() }),
         problem: String::new(),
+        container: "app".into(),
+        mounts: Vec::new(),
     }
 }
 
+/// What the manager is asked for by the command of this kind, with the groups of flags that it has.
+fn asked(kind: Kind, line: &str) -> Result<Engage> {
+    let Line { traffic, filter, away, engage } =
+        Line::try_parse_from(["tp"].into_iter().chain(line.split_whitespace())).unwrap();
+    let wish = Wish {
+        kind,
+        engage,
+        traffic: (kind != Kind::Ingest).then_some(traffic),
+        filter: matches!(kind, Kind::Intercept | Kind::Wiretap).then_some(filter),
+        away: matches!(kind, Kind::Intercept | Kind::Replace).then_some(away),
+    };
+    wish.to_message("shop", "ann@laptop".into())
+}
+
 fn parse(line: &str) -> Result<Engage> {
-    let line = Line::try_parse_from(["tp"].into_iter().chain(line.split_whitespace())).unwrap();
-    line.args.to_message(Kind::Intercept, "shop", "ann@laptop".into())
+    asked(Kind::Intercept, line)
 }
 
 fn refused(line: &str) -> String {
@@ -117,8 +139,92 @@ fn flags_that_do_not_go_together_are_named() {
     assert!(parse("dns -p 53 -p 53/udp").is_ok(), "one of each transport");
 }
 
+#[test]
+fn a_replace_takes_all_ports_and_callers_are_refused_without_a_handler() {
+    let engage = asked(Kind::Replace, "web").unwrap();
+    assert_eq!((engage.ports.len(), engage.what(), engage.when_away()), (0, Kind::Replace, wire::WhenAway::Fail));
+    assert_eq!((engage.wait_ms, engage.filter), (2_000, None));
+    let engage = asked(Kind::Replace, "web -p 8080:http --when-away hold --address ::1").unwrap();
+    assert_eq!((engage.ports[0].local.as_str(), engage.when_away()), ("[::1]:8080", wire::WhenAway::Hold));
+    let error = asked(Kind::Replace, "web --address ::1").unwrap_err();
+    assert_eq!(error.message(), "--address ::1 does not say which ports of the handler are meant");
+}
+
+#[test]
+fn an_ingest_names_no_port_and_a_wiretap_does_not_wait() {
+    let engage = asked(Kind::Ingest, "web --container app").unwrap();
+    assert_eq!((engage.ports.len(), engage.what(), engage.container.as_str()), (0, Kind::Ingest, "app"));
+    let engage = asked(Kind::Wiretap, "web").unwrap();
+    assert_eq!((engage.ports.len(), engage.wait_ms), (1, 0));
+}
+
+#[test]
+fn environment_needs_somewhere_to_go() {
+    assert_eq!(refused("web --env A=1"), "--env changes an environment that goes nowhere");
+    assert!(parse("web --env A=1 -- img").is_ok() && parse("web --env A=1 --env-json x").is_ok());
+    assert_eq!(
+        refused("web --env-json - --output json"),
+        "standard output cannot be the environment and the report at once"
+    );
+}
+
+#[test]
+fn what_is_behind_two_dashes_is_docker_s() {
+    let line = Line::try_parse_from(["tp", "web", "--use", "dev", "--", "--rm", "-it", "img", "--", "x"]).unwrap();
+    assert!(line.engage.has_image());
+    assert_eq!(line.engage.handler.image, ["--rm", "-it", "img", "--", "x"]);
+    for flags in ["--kubeconfig x", "--docker podman", "--context c", "--output json -- img"] {
+        let line = format!("tp web {flags}");
+        assert!(Line::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+    }
+}
+
 fn told(held: Held) -> String {
-    text::engaged(&held.into(), "dev")
+    let report = EngagementReport::from(held);
+    text::engaged(&report, &[]) + &text::next(&report, "dev", &[])
+}
+
+#[test]
+fn an_ingest_says_from_where_and_what_to_do_with_it() {
+    let mount = call::Mount { path: "/etc/app".into(), volume: "configMap app".into(), is_read_only: true };
+    let held = Held {
+        what: Kind::Ingest.into(),
+        service: String::new(),
+        ports: Vec::new(),
+        filter: None,
+        why_mode: String::new(),
+        mounts: vec![mount],
+        ..example()
+    };
+    assert_eq!(
+        told(held.clone()),
+        "\
+Ingesting deployment/web in namespace shop.
+  Traffic: none: the cluster's pods serve
+  From:    container app
+  Volume:  /etc/app (configMap app, read-only)
+  Mode:    stand-in
+Take its environment here: by --env-file, --env-json, or an image behind `--`.
+`tp leave web` ends it.
+"
+    );
+    let (report, files) = (EngagementReport::from(held), vec!["3 variables are in .env".to_owned()]);
+    let text = text::engaged(&report, &files) + &text::next(&report, "dev", &files);
+    assert!(
+        text.ends_with("  Mode:    stand-in\n  Written: 3 variables are in .env\n`tp leave web` ends it.\n"),
+        "{text}"
+    );
+    assert_eq!(report.summary(), "ingest of deployment/web in shop (no traffic)");
+}
+
+#[test]
+fn a_replace_says_that_the_pods_run_on() {
+    let text = told(Held { what: Kind::Replace.into(), filter: None, ..example() });
+    assert!(text.starts_with("Replacing deployment/web in namespace shop.\n"), "{text}");
+    assert!(
+        text.contains("  Traffic: all of it; the workload's pods run on, and get none of the Service's\n"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -4,25 +4,49 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::report::{EngagementReport, Port, What, WhenAway};
+use super::report::{EngagementReport, Mode, Port, What, WhenAway};
 use crate::config::value::HumanDuration;
 
-/// What is engaged, how, and what to do next.
-pub(super) fn engaged(held: &EngagementReport, connection: &str) -> String {
+/// What is engaged and how; `files` says where its environment has been written to.
+pub(super) fn engaged(held: &EngagementReport, files: &[String]) -> String {
     let mut out = format!("{} {} in namespace {}.\n", verb(held.what), held.workload, held.namespace);
     let mut line = |label: &str, text: &str| writeln!(out, "  {label:<8} {text}").expect("writing to a string");
     for port in &held.ports {
         line("Port:", &route(port, &held.service));
     }
     line("Traffic:", &traffic(held));
-    line("Away:", &away(held));
+    if held.what == What::Ingest {
+        line("From:", &format!("container {}", held.container));
+        for mount in &held.mounts {
+            line("Volume:", &mount.to_string());
+        }
+    } else {
+        line("Away:", &away(held));
+    }
     let why = if held.why_mode.is_empty() { String::new() } else { format!(": {}", held.why_mode) };
     line("Mode:", &format!("{}{why}", held.mode));
+    for file in files {
+        line("Written:", file);
+    }
     if let Some(problem) = &held.problem {
         line("Problem:", problem);
     }
-    writeln!(out, "Start your handler: it listens on {}.", start(&held.ports, connection))
-        .expect("writing to a string");
+    out
+}
+
+/// What to do next, where no handler is run with the engagement.
+pub(super) fn next(held: &EngagementReport, connection: &str, files: &[String]) -> String {
+    let mut out = String::new();
+    match held.what {
+        What::Ingest if files.is_empty() => {
+            out.push_str("Take its environment here: by --env-file, --env-json, or an image behind `--`.\n");
+        }
+        What::Ingest => {}
+        What::Intercept | What::Wiretap | What::Replace | What::Unknown => {
+            let start = start(&held.ports, connection);
+            writeln!(out, "Start your handler: it listens on {start}.").expect("writing to a string");
+        }
+    }
     writeln!(out, "`tp leave {}` ends it.", held.name()).expect("writing to a string");
     out
 }
@@ -32,6 +56,7 @@ fn verb(what: What) -> &'static str {
         What::Intercept => "Intercepting",
         What::Wiretap => "Listening to",
         What::Replace => "Replacing",
+        What::Ingest => "Ingesting",
         What::Unknown => "Engaging",
     }
 }
@@ -52,6 +77,10 @@ fn traffic(held: &EngagementReport) -> String {
         Some(rules) => format!("requests with {}", rules.text),
     };
     match (held.what, &held.filter) {
+        (What::Ingest, _) => "none: the cluster's pods serve".to_owned(),
+        (What::Replace, None) if held.mode == Mode::StandIn => {
+            format!("{all}; the workload's pods run on, and get none of the Service's")
+        }
         (What::Wiretap, _) => format!("a copy of {all}; the cluster's pods answer"),
         (_, Some(_)) => format!("{all}; all others go to the cluster's pods"),
         (_, None) => all,

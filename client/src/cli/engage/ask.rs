@@ -174,8 +174,8 @@ pub(in crate::cli) fn unexpected(answer: &answer::Kind) -> CliError {
         answer::Kind::Engaged(_) => "an engagement",
         answer::Kind::Left(_) => "what has ended",
         answer::Kind::Listed(_) => "a list",
-        answer::Kind::Described(_) => "a description",
         answer::Kind::OneTimePort(_) => "a port",
+        answer::Kind::Described(_) => "a description",
     };
     CliError::bug(format!("the traffic manager answered with {what}, which was not the question"))
 }

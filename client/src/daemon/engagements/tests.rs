@@ -273,12 +273,14 @@ fn more_streams_wait_while_many_connections_arrive() {
 }
 
 #[test]
-fn engagements_beyond_the_limit_are_listed_only() {
+fn engagements_beyond_the_limit_and_those_without_ports_are_listed_only() {
     run(async {
         let engagements = Engagements::new(Tunnel::new());
-        let many = (0..=MAX_SERVED).map(|number| Held { id: format!("tp-web-{number}"), ..Held::default() });
-        engagements.set(many.chain([Held { id: "a b".into(), ..Held::default() }]).collect());
-        assert_eq!(engagements.held().len(), MAX_SERVED + 2);
+        let held = |id: String| Held { id, ports: vec![HeldPort::default()], ..Held::default() };
+        let many = (0..=MAX_SERVED).map(|number| held(format!("tp-web-{number}")));
+        let ingest = Held { ports: Vec::new(), ..held("tp-ingest".into()) };
+        engagements.set([ingest].into_iter().chain(many).chain([held("a b".into())]).collect());
+        assert_eq!(engagements.held().len(), MAX_SERVED + 3);
         assert_eq!(engagements.served.borrow().len(), MAX_SERVED);
     });
 }

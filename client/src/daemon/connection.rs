@@ -575,7 +575,9 @@ fn needs_identity(call: &Call) -> bool {
     match call.kind {
         Some(call::Kind::Engage(_)) => true,
         // What a session holds already was decided upon.
-        Some(call::Kind::Leave(_) | call::Kind::List(_) | call::Kind::Describe(_) | call::Kind::Identify(_)) | None => false,
+        Some(call::Kind::Leave(_) | call::Kind::List(_) | call::Kind::Describe(_) | call::Kind::Identify(_)) | None => {
+            false
+        }
     }
 }
 

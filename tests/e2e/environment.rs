@@ -198,9 +198,10 @@ fn a_handler_that_is_killed_ends_its_engagement() {
     let test = Test::beside_others();
     let bed = Bed::new("environment-killed");
     let scope = connect(&test, &bed);
-    let line = ["ingest", "web", "--", "--rm", &given().client_image, "bash", "-c", "echo ready; sleep 600"];
+    let handler = ["--rm", "--init", &given().client_image, "bash", "-c", "echo ready; exec sleep 600"];
+    let line = [&["ingest", "web", "--"], &handler[..]].concat();
     for signal in [Signal::TERM, Signal::KILL] {
-        let running = scope.tp(line).start();
+        let running = scope.tp(line.iter().copied()).start();
         until(ROUND, "the handler to start", || match running.stdout().as_str() {
             "ready\n" => Ok(()),
             other => Err(format!("{other}{}", running.stderr())),

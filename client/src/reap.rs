@@ -28,6 +28,9 @@ const REAP_INTERVAL: Duration = Duration::from_millis(250);
 /// How long the end of an engagement may take before the containers are removed: one of them may be what holds it.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long the end of an engagement is tried for when there is no way to the manager: a laptop's lid may be closed.
+const LEAVE_LATER: Duration = Duration::from_secs(600);
+
 /// The flags of the hidden command.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ReapArgs {
@@ -118,17 +121,35 @@ fn end_docker_cli(_: Option<i32>) {}
 
 async fn reap(args: &ReapArgs, said: &Said) -> Result<()> {
     let engine = Engine::connect(Endpoint::from_flags(&args.engine, args.engine_certs.clone())?).await?;
-    if let Some(engaged) = &said.engaged {
-        // The session's end ends it as well.
-        let _ = tokio::time::timeout(LEAVE_LIMIT, leave(&engine, engaged)).await;
-    }
+    let has_left = match &said.engaged {
+        Some(engaged) => {
+            tokio::time::timeout(LEAVE_LIMIT, leave(&engine, engaged)).await.is_ok_and(|left| left.is_ok())
+        }
+        None => true,
+    };
     let until = tokio::time::Instant::now() + REAP_TIME;
     let mut outcome = Ok(());
     while tokio::time::Instant::now() < until {
         outcome = remove_invocation(&engine, &args.invocation, said.spare).await;
         tokio::time::sleep(REAP_INTERVAL).await;
     }
+    if let Some(engaged) = said.engaged.as_ref().filter(|_| !has_left) {
+        leave_later(&engine, engaged).await;
+    }
     outcome
+}
+
+/// Ends an engagement whose connection had no way to the manager, when it has one again. The connection's end ends it too.
+async fn leave_later(engine: &Engine, engaged: &Engaged) {
+    let until = tokio::time::Instant::now() + LEAVE_LATER;
+    while tokio::time::Instant::now() < until {
+        let connections = engine.connections().await.unwrap_or_default();
+        let is_there = connections.iter().any(|it| it.id == engaged.daemon && it.running);
+        if !is_there || tokio::time::timeout(LEAVE_LIMIT, leave(engine, engaged)).await.is_ok_and(|left| left.is_ok()) {
+            return;
+        }
+        tokio::time::sleep(LEAVE_LIMIT).await;
+    }
 }
 
 async fn leave(engine: &Engine, engaged: &Engaged) -> Result<()> {

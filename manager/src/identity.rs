@@ -110,22 +110,20 @@ impl Identities {
         Ok(OneTimePort { port: port.into() })
     }
 
-    /// Takes from the API server that `user` asks for these ports of the manager's pod. Others than one-time ports that wait
-    /// are of no account.
-    pub(crate) fn note(&self, user: User, ports: &[u16]) {
+    /// Takes from the API server that `user` asks for this port of the manager's pod. Others than one-time ports that wait are
+    /// of no account.
+    pub(crate) fn note(&self, user: User, port: u16) {
         let user = Arc::new(user);
-        for &port in ports {
-            match self.claims().note(port, &user, now()) {
-                Noted::NotWaiting => {}
-                Noted::First => tracing::debug!(port, user = user.name, "the API server names who asks for the port"),
-                Noted::Again => tracing::debug!(port, user = user.name, "the API server names the same user again"),
-                Noted::Other(first) => tracing::warn!(
-                    port,
-                    user = user.name,
-                    first = first.name,
-                    "two users were named for one port: its session belongs to neither"
-                ),
-            }
+        match self.claims().note(port, &user, now()) {
+            Noted::NotWaiting => {}
+            Noted::First => tracing::debug!(port, user = user.name, "the API server names who asks for the port"),
+            Noted::Again => tracing::debug!(port, user = user.name, "the API server names the same user again"),
+            Noted::Other(first) => tracing::warn!(
+                port,
+                user = user.name,
+                first = first.name,
+                "two users were named for one port: its session belongs to neither"
+            ),
         }
     }
 

@@ -17,9 +17,6 @@ use crate::log_end;
 /// Wait after an accept that failed for want of something (file descriptors, memory), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections at once of strangers from one address, so that one pod cannot keep all others out. An agent opens one.
-const STRANGERS_PER_ADDRESS_MAX: usize = 8;
-
 /// Client lanes at once, before and after their hello: [`crate::config::Limits`] bounds those behind it.
 const LANES_MAX: usize = 16_384;
 
@@ -44,6 +41,7 @@ pub(crate) async fn accept_errors(accepted: io::Result<(TcpStream, SocketAddr)>)
 /// Counts the connections of those who have not proven anything yet.
 pub(crate) struct Gate {
     room: Arc<Semaphore>,
+    max_per_address: usize,
     /// Guards a count per address; held for one map operation at a time.
     by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
@@ -56,9 +54,9 @@ pub(crate) struct Turn {
 }
 
 impl Gate {
-    /// Has room for `max` at once.
-    pub(crate) fn new(max: usize) -> Self {
-        Self { room: Arc::new(Semaphore::new(max)), by_address: Arc::default() }
+    /// Has room for `max` at once, and for `max_per_address` from one address.
+    pub(crate) fn new(max: usize, max_per_address: usize) -> Self {
+        Self { room: Arc::new(Semaphore::new(max)), max_per_address, by_address: Arc::default() }
     }
 
     /// Waits for room.
@@ -71,7 +69,7 @@ impl Gate {
     pub(crate) fn enter(&self, place: OwnedSemaphorePermit, address: IpAddr) -> Option<Turn> {
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let count = by_address.entry(address).or_default();
-        if *count >= STRANGERS_PER_ADDRESS_MAX {
+        if *count >= self.max_per_address {
             return None;
         }
         *count += 1;

@@ -34,8 +34,11 @@ pub(crate) mod registration;
 
 use identity::IdentityHook;
 
-/// Connections at once. The API server opens one for each review; reviews of what this manager registers for are rare.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections at once. The API server opens one for each review; after a restart all clients show who they are at once.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Those from one address: an API server is one, and may share it with others of its node.
+const PER_ADDRESS_MAX: usize = CONNECTIONS_MAX / 2;
 
 /// Longest life of a connection, TLS included: longer than the API server waits for an answer.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
@@ -76,7 +79,7 @@ impl Webhooks {
 
 /// Serves the API server until it is dropped.
 pub(crate) async fn run(hooks: Arc<Webhooks>, listener: TcpListener, tls: watch::Receiver<Option<Arc<ServerConfig>>>) {
-    let gate = Gate::new(CONNECTIONS_MAX);
+    let gate = Gate::new(CONNECTIONS_MAX, PER_ADDRESS_MAX);
     let mut connections = JoinSet::new();
     loop {
         let place = gate.place();

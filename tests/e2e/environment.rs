@@ -121,7 +121,7 @@ fn engagements(scope: &Scope<'_>) -> Vec<Value> {
     listed["engagements"].as_array().cloned().unwrap_or_default()
 }
 
-/// A script whose output is JSON of the variables that it is run with.
+/// A script that prints the values of the variables that it is run with, each with a NUL behind it.
 fn told(names: &[(&'static str, String)]) -> String {
     let print = |name: &str| format!("printf '%s\\0' \"${name}\"");
     names.iter().map(|(name, _)| print(name)).collect::<Vec<_>>().join("; ")
@@ -217,6 +217,7 @@ fn a_handler_that_is_killed_ends_its_engagement() {
             if joined.len() == 1 { Ok(()) } else { Err(format!("{joined:?}")) }
         });
     }
+    bed.is_as_before();
 }
 
 #[test]

@@ -164,7 +164,10 @@ async fn socket_to_flow(
         }
         // What the peer has no window for stays in the socket.
         let window = sender.capacity(READ_BYTES).await?;
-        let leave = share.leave(window).await;
+        let leave = tokio::select! {
+            leave = share.leave(window) => leave,
+            error = sender.cancelled() => return Err(End::Flow(error)),
+        };
         let mut data = Vec::with_capacity(leave.len());
         match socket.try_read_buf(&mut (&mut data).limit(leave.len())) {
             Ok(0) => return Ok(sender.finish()?),

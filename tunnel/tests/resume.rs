@@ -1,11 +1,12 @@
 //! Lanes whose byte streams are cut at any byte, as the API server's restart, a sleep or another Wi-Fi do.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tp_protocol::hello::{ClientHello, Welcome};
 use tp_protocol::open::{Open, Transport};
@@ -33,7 +34,17 @@ impl Random {
 /// The manager's end: echoes every flow, and keeps its lane for the next byte stream.
 #[derive(Clone, Default)]
 struct Manager {
-    lane: Arc<Mutex<Option<LaneHandle>>>,
+    lane: Arc<watch::Sender<Answered>>,
+}
+
+/// What became of the first hello.
+#[derive(Clone, Default)]
+enum Answered {
+    #[default]
+    NotYet,
+    /// The answer was cut off, though the client may have all of it.
+    Lost,
+    Lane(LaneHandle),
 }
 
 impl Manager {
@@ -44,17 +55,26 @@ impl Manager {
     /// Serves one byte stream. Hellos are cut as well, so nothing here may be relied on.
     async fn serve(self, io: DuplexStream) {
         let Ok(pending) = server::accept(io).await else { return };
-        let kept = self.lane.lock().unwrap().clone();
+        let kept = self.lane.borrow().clone();
         match kept {
-            Some(handle) if pending.hello.resume_received.is_some() => {
+            Answered::Lane(handle) if pending.hello.resume_received.is_some() => {
                 let _ = pending.resume(Self::welcome(), &handle).await;
             }
-            _ => {
-                let Ok(lane) = pending.welcome(Self::welcome()).await else { return };
-                *self.lane.lock().unwrap() = Some(lane.handle().clone());
-                echo(lane).await;
-            }
+            _ => match pending.welcome(Self::welcome()).await {
+                Ok(lane) => {
+                    self.lane.send_replace(Answered::Lane(lane.handle().clone()));
+                    echo(lane).await;
+                }
+                Err(_) => _ = self.lane.send_replace(Answered::Lost),
+            },
         }
+    }
+
+    /// Whether there is a lane, once the first hello is answered.
+    async fn has_lane(&self) -> bool {
+        let mut lane = self.lane.subscribe();
+        let answered = lane.wait_for(|answered| !matches!(answered, Answered::NotYet)).await.unwrap();
+        matches!(*answered, Answered::Lane(_))
     }
 }
 
@@ -135,12 +155,14 @@ async fn cuts_at_any_byte_lose_nothing() {
     let mut cuts = 0;
     for seed in 0..SEEDS {
         let random = &mut Random(seed);
-        let manager = Manager::default();
         let tasks = &mut JoinSet::new();
-        let Connected { lane, driver, handle, .. } = loop {
+        let (manager, Connected { lane, driver, handle, .. }) = loop {
+            let manager = Manager::default();
             let io = byte_stream(&manager, random, tasks);
-            if let Ok(connected) = client::connect(io, &hello(None)).await {
-                break connected;
+            if let Ok(connected) = client::connect(io, &hello(None)).await
+                && manager.has_lane().await
+            {
+                break (manager, connected);
             }
         };
         tasks.spawn(async { _ = driver.await });
@@ -205,7 +227,8 @@ async fn idle_lane_stays_and_a_silent_one_is_lost() {
 }
 
 fn manager_received(manager: &Manager) -> u64 {
-    manager.lane.lock().unwrap().as_ref().unwrap().detach("test")
+    let Answered::Lane(handle) = &*manager.lane.borrow() else { panic!("the manager has no lane") };
+    handle.detach("test")
 }
 
 #[tokio::test]

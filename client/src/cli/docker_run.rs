@@ -257,7 +257,8 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
         Ok(borrowed) => borrowed,
         Err(error) => {
             if let Some(engaged) = engaged {
-                engaged.end(&mut signals).await;
+                // The run has failed already.
+                let _ = engaged.end(&mut signals).await;
             }
             network.give_up(invocation).await;
             return Err(error);
@@ -266,7 +267,10 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
     if let Task::Like { .. } = task
         && let Some(looked_at) = engaged.take()
     {
-        looked_at.end(&mut signals).await;
+        if let Err(signal) = looked_at.end(&mut signals).await {
+            network.give_up(invocation).await;
+            return Err(signal);
+        }
         invocation.on_engaged(None);
     }
     let run = Run { program, parsed, split, borrowed };

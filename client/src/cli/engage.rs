@@ -65,7 +65,8 @@ async fn engage(wish: Wish) -> Result<u8> {
         Ok(files) => files,
         Err(error) => {
             let engaged = Engaged::new(&held, chosen.connection);
-            engaged.end(&mut signals).await;
+            // The command has failed already.
+            let _ = engaged.end(&mut signals).await;
             return Err(error);
         }
     };

@@ -573,11 +573,8 @@ fn has(welcome: &Welcome, feature: &str) -> bool {
 /// Whether the manager has to know who asks.
 fn needs_identity(call: &Call) -> bool {
     match call.kind {
-        Some(call::Kind::Engage(_)) => true,
-        // What a session holds already was decided upon.
-        Some(call::Kind::Leave(_) | call::Kind::List(_) | call::Kind::Describe(_) | call::Kind::Identify(_)) | None => {
-            false
-        }
+        Some(call::Kind::Engage(_) | call::Kind::Describe(_)) => true,
+        Some(call::Kind::Leave(_) | call::Kind::List(_) | call::Kind::Identify(_)) | None => false,
     }
 }
 

@@ -33,6 +33,10 @@ use crate::lane::refuse;
 use crate::listen::{Gate, Turn, accept_errors};
 use crate::{VERSION, log_end};
 
+/// Connections at once from one address that are not authenticated yet, so that one pod cannot keep all others out. An agent
+/// opens one.
+const PER_ADDRESS_MAX: usize = 8;
+
 /// All that agents' lanes need.
 #[derive(Debug)]
 pub struct AgentServices<R> {
@@ -59,7 +63,7 @@ pub async fn run<R: Reviewer>(
     tls: watch::Receiver<Option<Arc<ServerConfig>>>,
     handshakes_max: usize,
 ) {
-    let gate = Gate::new(handshakes_max);
+    let gate = Gate::new(handshakes_max, PER_ADDRESS_MAX);
     let mut lanes = JoinSet::new();
     loop {
         let place = gate.place();

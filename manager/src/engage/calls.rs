@@ -174,6 +174,8 @@ impl Engagements {
         let held = mine.into_iter().find(|held| held.id == asked.id).ok_or_else(|| {
             failure(format!("this connection holds no engagement {}", asked.id), "`tp list` shows what it holds")
         })?;
+        // Once more: it may hold secrets, and the right may have been taken away since.
+        self.authorize(session, held.what(), &held.namespace, &held.workload).await?;
         let workloads = workload::list(&cluster.client, &held.namespace).await?;
         let workload = workload::find(workloads, &held.namespace, &held.workload)?;
         let app = container::find(&workload, &held.container, &[])?;

@@ -16,7 +16,7 @@ use super::quantity::Quantity;
 use super::service::Port;
 use super::workload::Workload;
 
-/// Begins the names of the agent's own variables, which no container can have.
+/// Begins the names of the agent's own variables, which a container's own must not replace.
 const AGENTS_OWN: &str = "TP_AGENT_";
 
 /// Names the container that is meant where none is named (kubectl's annotation).

@@ -58,6 +58,8 @@ struct PodFacts {
     is_app: bool,
     is_ready: bool,
     is_going: bool,
+    /// Uid of the ReplicaSet that it is of.
+    replica_set: Option<String>,
     address: Option<String>,
     /// Why it does not start.
     problem: Option<String>,
@@ -97,6 +99,8 @@ struct Place {
     pods: BTreeMap<String, PodFacts>,
     /// The stand-in to which the Service is narrowed, as last seen; `None` while the Service was not seen.
     narrowed_to: Option<Option<String>>,
+    /// Uid of the ReplicaSet, once it is known.
+    replica_set: Option<String>,
     /// Leases that own the ReplicaSet, as far as is known.
     owners: BTreeSet<String>,
     /// Engagements that have ended, and whose Leases wait for the stand-in to go.
@@ -122,6 +126,7 @@ pub(super) async fn run(registry: Registry, cluster: Arc<Cluster>, stand_in: Sta
                     pods: BTreeMap::new(),
                     // There is nothing to narrow where no traffic is taken.
                     narrowed_to: (!stand_in.takes_traffic()).then_some(None),
+                    replica_set: None,
                     owners: BTreeSet::new(),
                     over: Vec::new(),
                     alone_since: None,
@@ -272,19 +277,20 @@ impl Place {
         // One whose Lease is being made still is ended when it is there.
         let is_ended = |wanted: &Wanted| wanted.phase != Phase::Pending && !wanted.lease_uid.is_empty();
         let over: Vec<Wanted> = over.into_iter().filter(is_ended).collect();
-        let said = self.ask_agents(&live);
-        let has_endpoint = self.pods.values().any(|pod| pod.is_stand_in && pod.is_ready && !pod.is_going);
+        let has_endpoint = self.own_pods().any(|(_, pod)| pod.is_ready);
         if live.is_empty() || !has_endpoint {
             // Before anything that could fail: narrowed, the Service has no endpoint now.
             self.narrow(false).await?;
         }
         if live.is_empty() {
+            self.ask_agents(&live);
             self.end_all(&over).await?;
             return self.leave().await;
         }
         self.alone_since = None;
         self.end_all(&over).await?;
         self.ensure_replica_set(&live).await?;
+        let said = self.ask_agents(&live);
         self.free_all().await?;
         if let Said::Problem(why) = &said {
             self.on_failure(&failure(format!("the stand-in of {} cannot serve: {why}", self.stand_in.workload), ""));
@@ -326,11 +332,17 @@ impl Place {
             || self.narrowed_to.as_ref().is_some_and(|to| to.as_deref() == Some(self.stand_in.name.as_str()))
     }
 
+    /// The stand-in's pods that are not going. One of a ReplicaSet that was deleted may look for a moment as if it stayed.
+    fn own_pods(&self) -> impl Iterator<Item = (&String, &PodFacts)> {
+        let is_own = |pod: &PodFacts| self.replica_set.is_none() || pod.replica_set == self.replica_set;
+        self.pods.iter().filter(move |(_, pod)| pod.is_stand_in && !pod.is_going && is_own(pod))
+    }
+
     /// Gives the stand-in's agents their orders, and returns what they say of them.
     fn ask_agents(&self, live: &[Wanted]) -> Said {
         let orders = self.orders(live);
         let mut all = Said::Nothing;
-        for (name, pod) in self.pods.iter().filter(|(_, pod)| pod.is_stand_in && !pod.is_going) {
+        for (name, pod) in self.own_pods() {
             match self.registry.order(&self.stand_in.namespace, name, &orders) {
                 Some(said) if !said.problem.is_empty() => all = Said::Problem(said.problem),
                 Some(_) if pod.is_ready => return Said::Done,
@@ -414,8 +426,7 @@ impl Place {
             let mut ready = slices.items.iter().flat_map(|slice| slice.endpoints.iter().flatten()).filter(|endpoint| {
                 endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready == Some(true))
             });
-            let is_ours =
-                |name: &String| self.pods.get(name).is_some_and(|pod| pod.is_stand_in && pod.is_ready && !pod.is_going);
+            let is_ours = |name: &String| self.own_pods().any(|(own, pod)| own == name && pod.is_ready);
             if ready.any(|endpoint| endpoint.target_ref.as_ref().and_then(|pod| pod.name.as_ref()).is_some_and(is_ours))
             {
                 return Ok(true);
@@ -428,7 +439,7 @@ impl Place {
     /// Makes the ReplicaSet, or makes all engagements its owners.
     async fn ensure_replica_set(&mut self, live: &[Wanted]) -> Result<(), Failure> {
         let is_known = live.iter().all(|wanted| self.owners.contains(&wanted.lease_uid));
-        if is_known && self.pods.values().any(|pod| pod.is_stand_in && !pod.is_going) {
+        if is_known && self.own_pods().next().is_some() {
             return Ok(());
         }
         let sets = Api::<ReplicaSet>::namespaced(self.cluster.client.clone(), &self.stand_in.namespace);
@@ -436,8 +447,16 @@ impl Place {
         let api = |what: &str, error: kube::Error| failure(format!("cannot {what} the ReplicaSet {name}: {error}"), "");
         let found = sets.get_opt(name).await.map_err(|error| api("read", error))?;
         let Some(found) = found else {
-            let first = &live[0];
+            // Its environment is that of whoever came first.
+            let age = |it: &Wanted| (it.record.held.since, it.record.held.id.clone());
+            let first = live.iter().min_by_key(|it| age(it));
+            let first = first.ok_or_else(|| failure("no engagement is left", ""))?;
             let ca = self.ca().await?;
+            // It may have been rolled out since this began.
+            let workloads = workload::list(&self.cluster.client, &self.stand_in.namespace).await?;
+            if let Some(now) = workloads.into_iter().find(|it| it.to_string() == self.stand_in.workload) {
+                self.workload = now;
+            }
             let app = App {
                 workload: &self.workload,
                 container: container::find(&self.workload, &first.record.held.container, &self.ports)?,
@@ -445,7 +464,8 @@ impl Place {
             };
             let lease = (first.record.held.id.as_str(), first.lease_uid.as_str());
             let object = replica_set(&self.cluster.namespace, &self.stand_in, &app, &self.cluster.agent, &ca, lease);
-            sets.create(&PostParams::default(), &object).await.map_err(|error| api("make", error))?;
+            let made = sets.create(&PostParams::default(), &object).await.map_err(|error| api("make", error))?;
+            self.replica_set = made.uid();
             tracing::info!(stand_in = name, namespace = self.stand_in.namespace, "stand-in made");
             self.owners = BTreeSet::from([first.lease_uid.clone()]);
             return Ok(());
@@ -454,6 +474,7 @@ impl Place {
             // The one before goes still; the next look makes another.
             return Ok(());
         }
+        self.replica_set = found.uid();
         // A quota, a LimitRange or an admission policy keeps the pod out.
         let conditions = found.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         if let Some(refused) = conditions
@@ -618,6 +639,7 @@ impl PodFacts {
             is_app: !pod.labels().contains_key(STAND_IN),
             is_ready,
             is_going: pod.metadata.deletion_timestamp.is_some(),
+            replica_set: pod.owner_references().iter().find(|it| it.controller == Some(true)).map(|it| it.uid.clone()),
             address: status.and_then(|status| status.pod_ip.clone()),
             problem: waiting,
         }

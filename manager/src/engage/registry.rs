@@ -453,8 +453,11 @@ impl Entry {
     }
 
     fn held(&self, session: &SessionId) -> Held {
+        let is_mine = self.record.session == session.to_string();
         Held {
-            is_mine: self.record.session == session.to_string(),
+            is_mine,
+            // They name Secrets and claims of a namespace that others may not see.
+            mounts: if is_mine { self.record.held.mounts.clone() } else { Vec::new() },
             problem: self.problem.clone(),
             report: sum(&self.reports),
             ..self.record.held.clone()

@@ -251,10 +251,16 @@ fn pull_secrets(agent: &AgentPod) -> Vec<Value> {
 /// tp-agent, with the ports that the Service finds by name, and the app's environment.
 fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let value = |name: &str, value: &str| json!({"name": name, "value": value});
+    // All of the agent's: one that is left out could come from a ConfigMap of the app's `envFrom`.
     let own = [
-        json!({"name": "TP_AGENT_MANAGER", "value": agent.manager_address}),
-        json!({"name": "TP_AGENT_HEALTH_PORT", "value": health_port.to_string()}),
-        json!({"name": "TP_AGENT_CONTAINER", "value": app.container.name}),
+        value("TP_AGENT_MANAGER", &agent.manager_address),
+        value("TP_AGENT_HEALTH_PORT", &health_port.to_string()),
+        value("TP_AGENT_CONTAINER", &app.container.name),
+        value("TP_AGENT_CA_FILE", "/etc/tp/ca/ca.crt"),
+        value("TP_AGENT_TOKEN_FILE", "/var/run/secrets/tp/token"),
+        value("TP_AGENT_LOG_LEVEL", "info"),
+        value("TP_AGENT_LOG_FORMAT", "json"),
         field("TP_AGENT_POD", "metadata.name"),
         field("TP_AGENT_NAMESPACE", "metadata.namespace"),
     ];

@@ -1,12 +1,14 @@
-//! A one-time port: a listener on the pod's loopback, for one connection.
+//! A one-time port: a listener on the pod's loopback, for one claim that is good.
 
 use std::io;
 use std::net::Ipv4Addr;
 
 use bytes::BytesMut;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tp_protocol::engage::call::Failure;
 use tp_protocol::frame::{self, FrameError};
 use tp_protocol::hello::SessionKey;
@@ -16,6 +18,9 @@ use super::claims::Unproven;
 use super::{Identities, User, now};
 use crate::engage::failure;
 use crate::session::SessionId;
+
+/// Connections at once to one port. Its owner makes one; whoever else comes has no use for it.
+const AT_ONCE: usize = 4;
 
 /// A port that waits.
 pub(super) struct Door {
@@ -52,24 +57,42 @@ impl Door {
         Ok((Self { identities: identities.clone(), listener, port, until }, port))
     }
 
-    /// Serves one connection. The port stays taken until its time is over, so that its number is nobody else's meanwhile.
+    /// Serves until the session is bound to its user. The port stays taken until its time is over, so that its number is
+    /// nobody else's meanwhile.
     pub(super) async fn serve(self) {
-        match timeout_at(self.until, self.listener.accept()).await {
-            Ok(Ok((socket, _))) => {
-                if let Err(error) = self.talk(socket).await {
-                    tracing::info!(port = self.port, %error, "no claim came to a one-time port");
+        let mut talks = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept(), if talks.len() < AT_ONCE => match accepted {
+                    Ok((socket, _)) => talks.push(self.talk(socket)),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        break;
+                    }
+                },
+                Some(talked) = talks.next() => match talked {
+                    Ok(true) => break,
+                    // Somebody else's; whose port it is may come yet.
+                    Ok(false) => {}
+                    Err(error) => tracing::info!(port = self.port, %error, "no claim came to a one-time port"),
+                },
+                () = sleep_until(self.until) => {
+                    tracing::info!(port = self.port, "whose one-time port it was did not come");
+                    break;
                 }
             }
-            Ok(Err(error)) => tracing::warn!(%error, "cannot accept a connection"),
-            Err(_) => tracing::info!(port = self.port, "nobody came to a one-time port"),
         }
+        drop(talks);
         sleep_until(self.until).await;
     }
 
-    async fn talk(&self, mut io: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), DoorError> {
+    /// Takes one claim and answers it; true when the session is bound.
+    async fn talk(&self, mut io: impl AsyncRead + AsyncWrite + Unpin) -> Result<bool, DoorError> {
         let exchange = async {
             let claim = receive(&mut io).await?;
-            let kind = match self.decide(claim.session.unwrap_or_default()) {
+            let decided = self.decide(claim.session.unwrap_or_default());
+            let is_bound = decided.is_ok();
+            let kind = match decided {
                 Ok(user) => verdict::Kind::Identified(user.to_message()),
                 Err(failure) => verdict::Kind::Failure(failure),
             };
@@ -77,7 +100,7 @@ impl Door {
             frame::encode(&identity::Verdict::from(kind), &mut outbox);
             io.write_all(&outbox).await?;
             io.shutdown().await?;
-            Ok(())
+            Ok(is_bound)
         };
         timeout(CLAIM_TIMEOUT, exchange).await.unwrap_or(Err(DoorError::TimedOut))
     }

@@ -53,6 +53,8 @@ struct Shared {
     ended: watch::Sender<u64>,
     random: SystemRandom,
     flow_limits: FlowLimits,
+    /// Its other half is each session's.
+    read_ahead: ReadAhead,
     grace: Duration,
 }
 
@@ -138,6 +140,7 @@ impl Hub {
             ended: watch::Sender::default(),
             random: SystemRandom::new(),
             flow_limits,
+            read_ahead: ReadAhead::default(),
             grace: limits.grace,
         };
         Self { shared: Arc::new(shared) }
@@ -169,7 +172,7 @@ impl Hub {
             Arc::new(Budget {
                 flows: Arc::new(Semaphore::new(limits.flows)),
                 dials: Semaphore::new(limits.pending_dials),
-                read_ahead: ReadAhead::default(),
+                read_ahead: self.shared.read_ahead.of_another_session(),
                 echoes: Arc::new(Semaphore::new(MAX_ECHOES)),
                 calls: Arc::new(Semaphore::new(CALLS_MAX)),
                 movable: Mutex::default(),

@@ -80,9 +80,10 @@ impl Run {
                 Err(_) => false,
             };
             if goes_on {
-                say_goes_on(&engaged)
+                say_goes_on(&engaged);
             } else {
-                engaged.end(signals).await
+                // A signal that comes now is told, and the container has ended already.
+                let _ = engaged.end(signals).await;
             }
             invocation.on_engaged(None);
         }
@@ -113,7 +114,7 @@ impl Run {
             if joined == Joined::Own && (self.split.detached || !interrupted) {
                 say_goes_on(&engaged);
             } else {
-                engaged.end(signals).await;
+                let _ = engaged.end(signals).await;
             }
             invocation.on_engaged(None);
         }

@@ -31,13 +31,16 @@ impl Engaged {
         Self { id: held.id.clone(), workload: workload.to_owned(), connection }
     }
 
-    /// Ends it, and waits until the traffic is back. A failure, or a signal meanwhile, is told, and is none of the run's.
-    pub(in crate::cli) async fn end(self, signals: &mut Signals) {
-        if let Err(error) = signals.or(self.leave()).await {
-            let Self { workload, connection, .. } = self;
-            eprintln!("warning: not known whether the engagement of {workload} has ended: {}", error.message());
-            eprintln!("`tp leave {workload} --use {}` ends it.", connection.name);
-        }
+    /// Ends it, and waits until the traffic is back. A failure is told, and is none of the run's.
+    ///
+    /// # Errors
+    /// A signal that came meanwhile, which is told as well.
+    pub(in crate::cli) async fn end(self, signals: &mut Signals) -> Result<()> {
+        let Err(error) = signals.or(self.leave()).await else { return Ok(()) };
+        let Self { workload, connection, .. } = self;
+        eprintln!("warning: not known whether the engagement of {workload} has ended: {}", error.message());
+        eprintln!("`tp leave {workload} --use {}` ends it.", connection.name);
+        if error.is_signal() { Err(error) } else { Ok(()) }
     }
 
     async fn leave(&self) -> Result<()> {

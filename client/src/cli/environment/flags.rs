@@ -78,16 +78,17 @@ impl EnvironmentArgs {
     /// # Errors
     /// User errors: a syntax that cannot hold it all, a file that cannot be written.
     pub(in crate::cli) fn write(&self, environment: &Environment) -> Result<Vec<String>> {
-        // All is known to be writable before anything is written.
         let file = match &self.env_file {
             Some(target) => Some((target, self.env_syntax.render(environment)?)),
             None => None,
         };
         let json = self.env_json.as_ref().map(|target| (target, json(environment)));
+        // All is known to be writable before anything is in its place.
+        let written: Vec<_> =
+            file.into_iter().chain(json).map(|(target, text)| target.prepare(text)).collect::<Result<_>>()?;
         let mut told = Vec::new();
-        for (target, text) in file.into_iter().chain(json) {
-            target.write(&text)?;
-            if let Target::File(path) = target {
+        for prepared in written {
+            if let Some(path) = prepared.commit()? {
                 told.push(format!("{} variables are in {}", environment.len(), path.display()));
             }
         }
@@ -159,6 +160,11 @@ mod tests {
         environment.set("B".into(), "two\nlines".into());
         args.write(&environment).unwrap_err();
         assert!(!file.exists() && !json.exists());
+        let nowhere = dir.path().join("nowhere/env.json");
+        let elsewhere =
+            parse(&format!("--env-file {} --env-syntax sh --env-json {}", file.display(), nowhere.display()));
+        elsewhere.write(&environment).unwrap_err();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         environment.remove("B");
         let told = args.write(&environment).unwrap();
         assert_eq!(told[0], format!("2 variables are in {}", file.display()));

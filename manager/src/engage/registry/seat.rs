@@ -80,7 +80,9 @@ impl Registry {
         let mut state = self.lock();
         let stand_in = state.engagements.get(id).map(|entry| entry.stand_in.clone());
         let stand_in = stand_in.ok_or_else(|| failure("the engagement was ended meanwhile", ""))?;
-        let agent = state.agents.iter_mut().find(|(pod, _)| stand_in.can_be_of(pod)).map(|(_, agent)| agent);
+        // The one before may be there still, and be going.
+        let of_it = state.agents.iter_mut().filter(|(pod, _)| stand_in.can_be_of(pod)).map(|(_, agent)| agent);
+        let agent = of_it.max_by_key(|agent| agent.number);
         let agent = agent.ok_or_else(|| {
             failure(
                 format!("the agent that stands in for {} is not connected", stand_in.workload),

@@ -76,8 +76,10 @@ async fn engage(wish: Wish) -> Result<u8> {
         Format::Json => print_json(&report)?,
         Format::Text => {
             let name = &chosen.connection.name;
-            let text = text::engaged(&report, &files) + &text::next(&report, name, &files);
-            if wish.engage.environment.takes_stdout() { eprint!("{text}") } else { print(&text)? }
+            let takes_stdout = wish.engage.environment.takes_stdout();
+            let has_environment = takes_stdout || !files.is_empty();
+            let text = text::engaged(&report, &files) + &text::next(&report, name, has_environment);
+            if takes_stdout { eprint!("{text}") } else { print(&text)? }
         }
     }
     Ok(0)

@@ -181,7 +181,7 @@ fn what_is_behind_two_dashes_is_docker_s() {
 
 fn told(held: Held) -> String {
     let report = EngagementReport::from(held);
-    text::engaged(&report, &[]) + &text::next(&report, "dev", &[])
+    text::engaged(&report, &[]) + &text::next(&report, "dev", false)
 }
 
 #[test]
@@ -209,7 +209,7 @@ Take its environment here: by --env-file, --env-json, or an image behind `--`.
 "
     );
     let (report, files) = (EngagementReport::from(held), vec!["3 variables are in .env".to_owned()]);
-    let text = text::engaged(&report, &files) + &text::next(&report, "dev", &files);
+    let text = text::engaged(&report, &files) + &text::next(&report, "dev", true);
     assert!(
         text.ends_with("  Mode:    stand-in\n  Written: 3 variables are in .env\n`tp leave web` ends it.\n"),
         "{text}"

@@ -34,11 +34,11 @@ pub(super) fn engaged(held: &EngagementReport, files: &[String]) -> String {
     out
 }
 
-/// What to do next, where no handler is run with the engagement.
-pub(super) fn next(held: &EngagementReport, connection: &str, files: &[String]) -> String {
+/// What to do next, where no handler is run with the engagement. `has_environment`: it is written somewhere already.
+pub(super) fn next(held: &EngagementReport, connection: &str, has_environment: bool) -> String {
     let mut out = String::new();
     match held.what {
-        What::Ingest if files.is_empty() => {
+        What::Ingest if !has_environment => {
             out.push_str("Take its environment here: by --env-file, --env-json, or an image behind `--`.\n");
         }
         What::Ingest => {}

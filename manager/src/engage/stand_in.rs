@@ -40,6 +40,10 @@ const SECRET_SHA256: &str = "tp/session-secret-sha256";
 /// Annotation of a stand-in's pod: whose certificates its agent trusts.
 const CA: &str = "tp/manager-ca";
 
+/// Where the agent's container has the certificates that it trusts, and its token.
+const CA_FOLDER: &str = "/etc/tp/ca";
+const TOKEN_FOLDER: &str = "/var/run/secrets/tp";
+
 /// The probe's port, and where to look for another when the app has it.
 const HEALTH_PORT: u16 = 7490;
 
@@ -257,8 +261,8 @@ fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
         value("TP_AGENT_MANAGER", &agent.manager_address),
         value("TP_AGENT_HEALTH_PORT", &health_port.to_string()),
         value("TP_AGENT_CONTAINER", &app.container.name),
-        value("TP_AGENT_CA_FILE", "/etc/tp/ca/ca.crt"),
-        value("TP_AGENT_TOKEN_FILE", "/var/run/secrets/tp/token"),
+        value("TP_AGENT_CA_FILE", &format!("{CA_FOLDER}/ca.crt")),
+        value("TP_AGENT_TOKEN_FILE", &format!("{TOKEN_FOLDER}/token")),
         value("TP_AGENT_LOG_LEVEL", "info"),
         value("TP_AGENT_LOG_FORMAT", "json"),
         field("TP_AGENT_POD", "metadata.name"),
@@ -294,8 +298,8 @@ fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
-            {"name": "tp-ca", "mountPath": "/etc/tp/ca", "readOnly": true},
-            {"name": "tp-token", "mountPath": "/var/run/secrets/tp", "readOnly": true},
+            {"name": "tp-ca", "mountPath": CA_FOLDER, "readOnly": true},
+            {"name": "tp-token", "mountPath": TOKEN_FOLDER, "readOnly": true},
         ],
     })
 }

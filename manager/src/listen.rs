@@ -46,6 +46,12 @@ pub(crate) struct Gate {
     by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
+/// A stranger for whom there is room, or why none could be accepted.
+pub(crate) struct Waiting {
+    place: OwnedSemaphorePermit,
+    accepted: io::Result<(TcpStream, SocketAddr)>,
+}
+
 /// One such connection's place. Dropping it makes room for another.
 pub(crate) struct Turn {
     address: IpAddr,
@@ -59,14 +65,23 @@ impl Gate {
         Self { room: Arc::new(Semaphore::new(max)), max_per_address, by_address: Arc::default() }
     }
 
-    /// Waits for room.
-    pub(crate) fn place(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + use<> {
-        let place = self.room.clone().acquire_owned();
-        async { place.await.ok() }
+    /// Waits for room, and then for whoever comes: for [`Self::admit`]. Cancel-safe.
+    pub(crate) async fn accept(&self, listener: &TcpListener) -> Waiting {
+        let place = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        Waiting { place, accepted: listener.accept().await }
     }
 
-    /// Returns a turn, unless the address has as many as it may.
-    pub(crate) fn enter(&self, place: OwnedSemaphorePermit, address: IpAddr) -> Option<Turn> {
+    /// Lets a stranger in, unless its address has as many as it may. A failed accept is logged, and followed by a pause.
+    pub(crate) async fn admit(&self, waiting: Waiting) -> Option<(TcpStream, SocketAddr, Turn)> {
+        let (socket, peer) = accept_errors(waiting.accepted).await?;
+        let Some(turn) = self.enter(waiting.place, peer.ip()) else {
+            tracing::debug!(%peer, "too many connections of strangers from this address");
+            return None;
+        };
+        Some((socket, peer, turn))
+    }
+
+    fn enter(&self, place: OwnedSemaphorePermit, address: IpAddr) -> Option<Turn> {
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let count = by_address.entry(address).or_default();
         if *count >= self.max_per_address {

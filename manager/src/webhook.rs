@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::listen::{Gate, accept_errors};
+use crate::listen::Gate;
 use crate::log_end;
 
 pub mod identity;
@@ -82,16 +82,10 @@ pub(crate) async fn run(hooks: Arc<Webhooks>, listener: TcpListener, tls: watch:
     let gate = Gate::new(CONNECTIONS_MAX, PER_ADDRESS_MAX);
     let mut connections = JoinSet::new();
     loop {
-        let place = gate.place();
         tokio::select! {
-            accepted = async { (place.await, listener.accept().await) } => {
-                let (Some(place), accepted) = accepted else { return };
-                let Some((socket, peer)) = accept_errors(accepted).await else { continue };
+            waiting = gate.accept(&listener) => {
+                let Some((socket, peer, turn)) = gate.admit(waiting).await else { continue };
                 let Some(tls) = tls.borrow().clone() else { continue };
-                let Some(turn) = gate.enter(place, peer.ip()) else {
-                    tracing::debug!(%peer, "too many connections to the webhooks from this address");
-                    continue;
-                };
                 let hooks = hooks.clone();
                 connections.spawn(async move {
                     if timeout(CONNECTION_MAX, serve(&hooks, socket, tls)).await.is_err() {

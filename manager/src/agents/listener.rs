@@ -30,7 +30,7 @@ use crate::engage::Registry;
 use crate::engage::registry::Seat;
 use crate::lane::control::{STOPPING, pings};
 use crate::lane::refuse;
-use crate::listen::{Gate, Turn, accept_errors};
+use crate::listen::{Gate, Turn};
 use crate::{VERSION, log_end};
 
 /// Connections at once from one address that are not authenticated yet, so that one pod cannot keep all others out. An agent
@@ -66,16 +66,10 @@ pub async fn run<R: Reviewer>(
     let gate = Gate::new(handshakes_max, PER_ADDRESS_MAX);
     let mut lanes = JoinSet::new();
     loop {
-        let place = gate.place();
         tokio::select! {
-            accepted = async { (place.await, listener.accept().await) } => {
-                let (Some(place), accepted) = accepted else { return };
-                let Some((socket, peer)) = accept_errors(accepted).await else { continue };
+            waiting = gate.accept(&listener) => {
+                let Some((socket, peer, turn)) = gate.admit(waiting).await else { continue };
                 let Some(tls) = tls.borrow().clone() else { continue };
-                let Some(turn) = gate.enter(place, peer.ip()) else {
-                    tracing::debug!(%peer, "too many unauthenticated connections from this address");
-                    continue;
-                };
                 let services = services.clone();
                 lanes.spawn(async move {
                     if let Err(error) = handshake(&services, socket, tls, turn).await {

@@ -10,6 +10,7 @@
 //! | `registry` | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
 //! | `place` | a task per stand-in that makes the cluster what its engagements want |
 //! | `calls` | what clients ask for |
+//! | `to_pod` | the localhost of a workload's pod: which pod, and the port-forward to it |
 //! | `rights` | who may |
 //!
 //! The Leases are the truth: a manager that starts reads them, takes the engagements up, and gives their clients the grace
@@ -41,10 +42,12 @@ pub(crate) mod registry;
 mod rights;
 mod service;
 mod stand_in;
+pub(crate) mod to_pod;
 mod workload;
 
 pub use registry::Registry;
 use stand_in::StandIn;
+use to_pod::AllForwards;
 
 /// Wait before a task that panicked is started again.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -81,6 +84,7 @@ pub struct Engagements {
     pub registry: Registry,
     /// `None`: engaging is switched off.
     cluster: Option<Arc<Cluster>>,
+    forwards: AllForwards,
 }
 
 impl std::fmt::Debug for Engagements {
@@ -93,7 +97,7 @@ impl Engagements {
     /// Starts without any. Without a cluster every engagement is refused.
     #[must_use]
     pub fn new(registry: Registry, cluster: Option<Cluster>) -> Self {
-        Self { registry, cluster: cluster.map(Arc::new) }
+        Self { registry, cluster: cluster.map(Arc::new), forwards: AllForwards::default() }
     }
 
     /// What finds out who clients are; `None` when nothing depends on it.

@@ -26,6 +26,8 @@ use crate::agents::Agents;
 use crate::dial::{Dialer, Dialled};
 use crate::dns::Forwarder;
 use crate::engage::Engagements;
+use crate::engage::to_pod::PodForward;
+use crate::session::SessionId;
 use crate::session::hub::{Admitted, Budget, Hub, Ticket};
 use crate::{VERSION, log_end};
 
@@ -170,6 +172,14 @@ async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) ->
     }
 }
 
+/// What a flow is relayed to.
+enum Reached {
+    /// A socket of the manager's.
+    Socket(Dialled),
+    /// The localhost of a pod.
+    Pod(Box<PodForward>),
+}
+
 /// Starts a flow, if the session may have another.
 fn start_flow(services: &Arc<Services>, ticket: &Ticket, tasks: &mut JoinSet<()>, open: Open, responder: Responder) {
     let budget = ticket.budget.clone();
@@ -180,17 +190,17 @@ fn start_flow(services: &Arc<Services>, ticket: &Ticket, tasks: &mut JoinSet<()>
             return responder.refuse(&OpenRefused::new(ErrorClass::Exhausted, why));
         }
     };
-    let services = services.clone();
+    let (services, session) = (services.clone(), ticket.session.clone());
     tasks.spawn(async move {
-        flow(&services, &budget, open, responder).await;
+        flow(&services, &session, &budget, open, responder).await;
         drop(permit);
     });
 }
 
 /// Dials, answers, and relays until both ends are done.
-async fn flow(services: &Services, budget: &Arc<Budget>, open: Open, mut responder: Responder) {
+async fn flow(services: &Services, session: &SessionId, budget: &Arc<Budget>, open: Open, mut responder: Responder) {
     let dialled = tokio::select! {
-        dialled = dial(services, budget, &open) => dialled,
+        dialled = dial(services, session, budget, &open) => dialled,
         () = responder.cancelled() => return,
     };
     let dst = open.to_string();
@@ -206,8 +216,9 @@ async fn flow(services: &Services, budget: &Arc<Budget>, open: Open, mut respond
     let Ok(mut flow) = responder.accept() else { return };
     let _movable = open.flow.map(|number| budget.movable(number, flow.continuation()));
     let relayed = match dialled {
-        Dialled::Tcp(socket) => relay::tcp(flow, socket, &budget.read_ahead).await,
-        Dialled::Udp(socket) => relay::udp(flow, socket, services.udp_idle).await,
+        Reached::Socket(Dialled::Tcp(socket)) => relay::tcp(flow, socket, &budget.read_ahead).await,
+        Reached::Socket(Dialled::Udp(socket)) => relay::udp(flow, socket, services.udp_idle).await,
+        Reached::Pod(forward) => forward.relay(flow).await,
     };
     tracing::debug!(
         dst,
@@ -221,16 +232,15 @@ async fn flow(services: &Services, budget: &Arc<Budget>, open: Open, mut respond
 }
 
 /// Waits for its turn among the session's dials, then dials.
-async fn dial(services: &Services, budget: &Budget, open: &Open) -> Result<Dialled, OpenRefused> {
-    if let Some(via) = &open.via {
-        let why = format!("dialling from the place of {via} is not possible: it has no traffic agent that dials");
-        return Err(OpenRefused::new(ErrorClass::Failed, why));
-    }
+async fn dial(services: &Services, session: &SessionId, budget: &Budget, open: &Open) -> Result<Reached, OpenRefused> {
     let deadline = services.dialer.deadline(open);
     let _turn = timeout_at(deadline, budget.dials.acquire()).await.map_err(|_| {
         OpenRefused::new(ErrorClass::Exhausted, "too many dials of this session are waiting for an answer")
     })?;
-    services.dialer.dial(open, deadline).await
+    let Some(via) = &open.via else { return services.dialer.dial(open, deadline).await.map(Reached::Socket) };
+    let dialled = timeout_at(deadline, services.engagements.dial_in_pod(session, via, open)).await;
+    let late = |_| Err(OpenRefused::new(ErrorClass::TimedOut, format!("no port-forward to a pod of {via} in time")));
+    dialled.unwrap_or_else(late).map(|forward| Reached::Pod(Box::new(forward)))
 }
 
 /// Starts a call about engagements, if the session may have another.

@@ -6,7 +6,7 @@
 //! | UDP | `CONNECT` | `:path` = `/.well-known/masque/udp/HOST/PORT/` (RFC 9298) | `connect-udp` |
 //!
 //! Further headers, all optional: `tp-namespace` (the connected namespace, for names), `tp-via` (dial from this workload's
-//! place in the network), `tp-deadline-ms` (give up dialling after this long), `tp-source` (address of the socket that
+//! place in the network, where `tp-namespace` is the workload's: `127.0.0.1` is then the localhost of a pod of it), `tp-deadline-ms` (give up dialling after this long), `tp-source` (address of the socket that
 //! opened the flow, for logs), `tp-flow` (its number in the session). Headers that the receiver does not know are skipped.
 //!
 //! Status 200 answers when the far end has accepted (TCP) or the socket is ready (UDP). Any other status comes with

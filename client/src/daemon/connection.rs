@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
-use tp_protocol::engage::call::{Answer, Call, Engagements as Held, call};
-use tp_protocol::hello::{ClientHello, ENGAGE, IDENTITY, SessionKey, Welcome};
+use tp_protocol::engage::call::{Answer, Call, Engagements as Held, answer, call};
+use tp_protocol::hello::{ClientHello, ENGAGE, IDENTITY, SessionKey, TO_POD, Welcome};
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Admitted, Connected, Lane};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
@@ -25,7 +25,7 @@ use crate::config::value::HumanDuration;
 use crate::daemon::address;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::dns::{Mappings, Resolver};
-use crate::daemon::engagements::Engagements;
+use crate::daemon::engagements::{Engagements, Reserved};
 use crate::daemon::flows::Flows;
 use crate::daemon::hosts::HostLookup;
 use crate::daemon::identity::Whoami;
@@ -457,30 +457,45 @@ impl Connection {
         };
         let asked = async {
             let lane = self.tunnel.lane().await;
-            self.check_engage()?;
+            self.check_feature(ENGAGE, "engagements")?;
+            let _reserved = self.reserve(call)?;
             if needs_identity(call) && has(&self.seen.borrow().welcome, IDENTITY) {
                 self.whoami.known().await?;
             }
-            lane.call(call).await.map_err(|error| no_answer(error.to_string()))
+            let answer = lane.call(call).await.map_err(|error| no_answer(error.to_string()))?;
+            if let Some(answer::Kind::Engaged(held)) = &answer.kind {
+                self.engagements.on_engaged(held);
+            }
+            Ok(answer)
         };
         let late = |_| Err(no_answer(format!("it took longer than {}", HumanDuration(limit))));
         timeout(limit, asked).await.unwrap_or_else(late)
     }
 
-    /// Whether the manager knows engagements.
-    fn check_engage(&self) -> Result<(), Failure> {
+    /// Whether the manager has a feature; `what` is its name for people.
+    fn check_feature(&self, feature: &str, what: &str) -> Result<(), Failure> {
         let welcome = &self.seen.borrow().welcome;
-        if has(welcome, ENGAGE) {
+        if has(welcome, feature) {
             return Ok(());
         }
         Err(Failure {
             message: format!(
-                "the traffic manager {} in {} does not know engagements",
+                "the traffic manager {} in {} does not know {what}",
                 welcome.software_version, self.request.manager_namespace
             ),
             hint: format!("an administrator updates it to {} with `tp helm upgrade`", env!("CARGO_PKG_VERSION")),
             causes: Vec::new(),
         })
+    }
+
+    /// Takes the ports of the localhost that an engagement is to have, before it is asked for.
+    fn reserve(&self, call: &Call) -> Result<Option<Reserved>, Failure> {
+        let Some(call::Kind::Engage(engage)) = &call.kind else { return Ok(None) };
+        if engage.to_pod.is_empty() {
+            return Ok(None);
+        }
+        self.check_feature(TO_POD, "--to-pod")?;
+        self.engagements.reserve(&engage.to_pod).map(Some)
     }
 
     fn set_state(&self, state: TunnelState, error: &str) {

@@ -2,7 +2,8 @@
 //!
 //! Streams are opened by this end only, so some wait with the manager for each engagement ([`tp_protocol::engage::reach`]).
 //! Each becomes one connection, and another takes its place. Handlers are dialled in the daemon's own network namespace, which
-//! is the one that their containers have joined, so `127.0.0.1` is theirs.
+//! is the one that their containers have joined, so `127.0.0.1` is theirs. In the other direction, ports of a pod's localhost
+//! are served there ([`to_pod`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +18,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet, spawn_local};
 use tokio::time::{Instant, timeout};
 use tp_protocol::engage::EngagementId;
-use tp_protocol::engage::call::{Held, HeldPort};
+use tp_protocol::engage::call::{Held, HeldPort, ToPod};
 use tp_protocol::engage::reach::{ACCEPTS, Arrival};
 use tp_protocol::engage::wire;
 use tp_protocol::error_class::ErrorClass;
@@ -26,7 +27,12 @@ use tp_tunnel::client::Arrived;
 use tp_tunnel::read_ahead::ReadAhead;
 use tp_tunnel::relay;
 
+pub(crate) use self::to_pod::Reserved;
+use self::to_pod::ToPods;
+use crate::attach::Failure;
 use crate::daemon::tunnel::Tunnel;
+
+mod to_pod;
 
 /// Streams that wait for an engagement when little arrives.
 const MIN_ACCEPTS: usize = 4;
@@ -53,6 +59,7 @@ pub(crate) struct Engagements {
     served: RefCell<BTreeMap<EngagementId, Served>>,
     tasks: RefCell<JoinSet<()>>,
     connections: Rc<Connections>,
+    to_pods: ToPods,
 }
 
 /// An engagement for which streams wait.
@@ -61,7 +68,7 @@ struct Served {
     waiting: AbortHandle,
 }
 
-/// Connections to handlers.
+/// Connections to handlers, and from them to the localhost of pods.
 #[derive(Default)]
 struct Connections {
     read_ahead: ReadAhead,
@@ -94,13 +101,28 @@ impl Drop for Counted {
 impl Engagements {
     /// Begins without any.
     pub(crate) fn new(tunnel: Tunnel) -> Self {
+        let connections = Rc::<Connections>::default();
         Self {
+            to_pods: ToPods::new(tunnel.clone(), Rc::clone(&connections)),
             tunnel,
             held: RefCell::default(),
             served: RefCell::default(),
             tasks: RefCell::default(),
-            connections: Rc::default(),
+            connections,
         }
+    }
+
+    /// Takes ports of the localhost for an engagement that is to be made.
+    ///
+    /// # Errors
+    /// What the user sees when one of them is taken.
+    pub(crate) fn reserve(&self, ports: &[ToPod]) -> Result<Reserved, Failure> {
+        self.to_pods.reserve(ports)
+    }
+
+    /// An engagement is in force: the localhost of its pod is here before anybody is told so.
+    pub(crate) fn on_engaged(&self, held: &Held) {
+        self.to_pods.add(held);
     }
 
     /// Takes all that the session holds, as the manager says. What is not there any more gets no connections; those it has
@@ -132,6 +154,7 @@ impl Engagements {
             gone.waiting.abort();
         }
         self.served.replace(served);
+        self.to_pods.set(&held);
         self.held.replace(held);
     }
 
@@ -140,7 +163,7 @@ impl Engagements {
         self.held.borrow().clone()
     }
 
-    /// Connections to handlers that are open.
+    /// Connections to handlers and to the localhost of pods that are open.
     pub(crate) fn open(&self) -> u64 {
         self.connections.open.get()
     }

@@ -39,10 +39,10 @@ const READ_BYTES: usize = limits::MAX_FRAME_BYTES as usize;
 
 /// How long the manager may dial. Linux clients retransmit a SYN for about 130 s (tcp(7), `tcp_syn_retries`), but people
 /// and load balancers expect an answer sooner.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long opening a flow may take, with the wait for a tunnel that is being made again.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(LANE_WAIT.as_secs() + DIAL_TIMEOUT.as_secs());
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(LANE_WAIT.as_secs() + DIAL_TIMEOUT.as_secs());
 
 /// How long a TCP connection to the resolver may be idle (RFC 7766 section 6.2.3).
 const DNS_TCP_IDLE: Duration = Duration::from_secs(10);

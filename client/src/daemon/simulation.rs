@@ -170,7 +170,7 @@ async fn manager_learns_from_the_api_server_who_connects_and_asks_what_they_may(
             [("bank", "user `ann` may not engage workloads in namespace bank"), ("shop", "no workload")]
         {
             let engage = Engage { namespace: namespace.into(), workload: "web".into(), ..Engage::default() };
-            let call = Call { kind: Some(call::Kind::Engage(engage)) };
+            let call = Call { kind: Some(call::Kind::Engage(Box::new(engage))) };
             let answer = connection.ask(&call, PATIENCE).await.expect("the manager answers").kind;
             let Some(answer::Kind::Failure(failure)) = answer else { panic!("{answer:?}") };
             assert!(failure.message.contains(why), "{failure:?}");

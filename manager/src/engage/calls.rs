@@ -21,7 +21,7 @@ use super::registry::{Phase, secret_sha256};
 use super::service::Port;
 use super::stand_in::{Record, StandIn, fresh_id, lease};
 use super::workload::Workload;
-use super::{Cluster, Engagements, container, failure, service, workload};
+use super::{Cluster, Engagements, container, failure, service, to_pod, workload};
 use crate::session::SessionId;
 
 /// How long a stand-in may take until traffic arrives: its image has to be pulled.
@@ -47,7 +47,7 @@ impl Engagements {
     pub(crate) async fn call(&self, session: &SessionKey, call: Call) -> Answer {
         let id = SessionId::from(&*session.id);
         let done = match call.kind {
-            Some(call::Kind::Engage(engage)) => self.engage(session, engage).await.map(answer::Kind::Engaged),
+            Some(call::Kind::Engage(engage)) => self.engage(session, *engage).await.map(answer::Kind::Engaged),
             Some(call::Kind::Leave(leave)) => self.leave(&id, &leave).await.map(answer::Kind::Left),
             Some(call::Kind::List(list)) => self.list(&id, &list.namespace).await.map(answer::Kind::Listed),
             Some(call::Kind::Describe(asked)) => self.describe(&id, &asked).await.map(answer::Kind::Described),
@@ -93,7 +93,7 @@ impl Engagements {
         let held = if asked.what() == wire::Kind::Ingest {
             ingested(&asked, &workload)?
         } else {
-            if workload.template.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+            if workload.uses_host_network() {
                 let why = format!("the pods of {workload} use their nodes' network");
                 return Err(failure(why, "a stand-in cannot take the place of such a pod"));
             }
@@ -270,9 +270,11 @@ fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Hel
         service_port: port.service_port.into(),
         local,
     });
+    let ports: Vec<HeldPort> = ports.collect();
     let held = Held {
         service: service.name_any(),
-        ports: ports.collect(),
+        to_pod: to_pod::asked(asked, workload, &ports)?,
+        ports,
         filter: asked.filter.clone(),
         when_away: asked.when_away,
         wait_ms: asked.wait_ms,
@@ -290,7 +292,8 @@ fn ingested(asked: &Engage, workload: &Workload) -> Result<Held, Failure> {
     if !asked.ports.is_empty() || asked.filter.is_some() {
         return Err(failure("an ingest takes no traffic", "`tp intercept` does"));
     }
-    held(asked, workload, container::find(workload, &asked.container, &[])?)
+    let held = held(asked, workload, container::find(workload, &asked.container, &[])?)?;
+    Ok(Held { to_pod: to_pod::asked(asked, workload, &[])?, ..held })
 }
 
 /// What every engagement has.

@@ -12,6 +12,7 @@ use tp_protocol::engage::call::{Engagements as Message, Failure, Held, Report};
 use tp_protocol::engage::filter::Filter;
 use tp_protocol::engage::overlap::overlap;
 use tp_protocol::engage::reach::ACCEPTS;
+use tp_protocol::engage::wire::Transport;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::SessionKey;
 use tp_protocol::limits::MAX_CONTROL_BYTES;
@@ -21,6 +22,7 @@ use tp_tunnel::server::Acceptor;
 use self::seat::Agent;
 use super::failure;
 use super::stand_in::{Record, StandIn, hex};
+use super::to_pod::Forwards;
 use crate::session::SessionId;
 use crate::session::hub::Hub;
 
@@ -80,6 +82,7 @@ struct Entry {
     problem: String,
     reports: Vec<Report>,
     queue: Arc<Queue>,
+    forwards: Arc<Forwards>,
 }
 
 /// How far an engagement is.
@@ -420,6 +423,20 @@ impl Registry {
         !is_needed
     }
 
+    /// The way to a port on the localhost of a workload's pods, if the session holds an engagement that asked for it.
+    pub(crate) fn forwards(&self, session: &SessionId, via: (&str, &str), port: u16) -> Option<Arc<Forwards>> {
+        let session = session.to_string();
+        let is_asked_for = |entry: &&Entry| {
+            let held = &entry.record.held;
+            entry.record.session == session
+                && (&*held.namespace, &*held.workload) == via
+                && held.to_pod.iter().any(|it| it.port == u32::from(port) && it.transport() == Transport::Tcp)
+                && !entry.is_ending()
+        };
+        let state = self.lock();
+        state.engagements.values().find(is_asked_for).map(|entry| Arc::clone(&entry.forwards))
+    }
+
     /// Takes a stream on which a client waits for a connection.
     pub(crate) fn accept(&self, session: &SessionId, id: &EngagementId, acceptor: Acceptor) {
         let state = self.lock();
@@ -445,6 +462,7 @@ impl Entry {
             problem: String::new(),
             reports: Vec::new(),
             queue: Arc::default(),
+            forwards: Arc::default(),
         }
     }
 

@@ -75,6 +75,11 @@ impl Workload {
         self.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
     }
 
+    /// Whether the workload's pods have no network of their own.
+    pub(crate) fn uses_host_network(&self) -> bool {
+        self.template.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
+    }
+
     /// The containers of the workload's pods.
     pub(crate) fn containers(&self) -> &[Container] {
         self.template.spec.as_ref().map_or(&[], |spec| &spec.containers)

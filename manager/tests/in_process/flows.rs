@@ -161,12 +161,12 @@ async fn names_are_dialled_as_in_a_pod_of_the_namespace() {
 }
 
 #[tokio::test]
-async fn a_workload_without_an_agent_cannot_be_dialled_from() {
+async fn a_place_that_no_engagement_has_asked_for_cannot_be_dialled_from() {
     let mut stage = Stage::new();
     let (_listener, dst) = listener().await;
-    let open = Open { via: Some("deploy/web".into()), ..Open::new(Transport::Tcp, dst) };
+    let open = Open { via: Some("deployment/web".into()), ..Open::new(Transport::Tcp, dst) };
     let client = stage.client().await;
-    assert_eq!(class(soon(client.lane.open(&open)).await), ErrorClass::Failed);
+    assert_eq!(class(soon(client.lane.open(&open)).await), ErrorClass::Denied);
 }
 
 #[tokio::test]

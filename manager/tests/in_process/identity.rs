@@ -82,7 +82,7 @@ async fn engage(client: &Client, namespace: &str) -> Failure {
         ports: vec![AskedPort::default()],
         ..Engage::default()
     };
-    match ask(client, call::Kind::Engage(engage)).await {
+    match ask(client, call::Kind::Engage(Box::new(engage))).await {
         answer::Kind::Failure(failure) => failure,
         other => panic!("{other:?}"),
     }

@@ -29,7 +29,7 @@ pub mod call {
     pub enum Kind {
         /// Engage a workload. Answered with [`super::answer::Kind::Engaged`] once traffic arrives.
         #[prost(message, tag = "1")]
-        Engage(super::Engage),
+        Engage(Box<super::Engage>),
         /// End engagements of this session. Answered with [`super::answer::Kind::Left`] once traffic is back.
         #[prost(message, tag = "2")]
         Leave(super::Leave),
@@ -118,6 +118,23 @@ pub struct Engage {
     /// Take over from a holder whose session is gone.
     #[prost(bool, tag = "12")]
     pub replace_held: bool,
+    /// Ports of the pod's localhost that the client's containers reach on theirs.
+    #[prost(message, repeated, tag = "13")]
+    pub to_pod: Vec<ToPod>,
+}
+
+/// A port of the localhost that the containers of a pod share.
+///
+/// The client listens there on its own localhost, and opens a flow to `127.0.0.1:PORT` for each connection, in the workload's
+/// namespace and by way of the workload ([`crate::open::VIA`]).
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ToPod {
+    /// Its number; not 0.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// Its protocol.
+    #[prost(enumeration = "Transport", tag = "2")]
+    pub transport: i32,
 }
 
 /// A port that is to be engaged.
@@ -347,6 +364,9 @@ pub struct Held {
     /// Where that container has volumes.
     #[prost(message, repeated, tag = "18")]
     pub mounts: Vec<Mount>,
+    /// Ports of the pod's localhost that its holder reaches.
+    #[prost(message, repeated, tag = "19")]
+    pub to_pod: Vec<ToPod>,
 }
 
 /// A port of an engagement.

@@ -77,7 +77,7 @@ impl Chosen {
     /// As [`Self::ask`].
     pub(in crate::cli) async fn engage(&mut self, what: Engage, limit: Duration, progress: &Progress) -> Result<Held> {
         progress.step(format!("engaging {} in {}", what.workload, what.namespace));
-        match self.ask(call::Kind::Engage(what), limit, progress).await? {
+        match self.ask(call::Kind::Engage(Box::new(what)), limit, progress).await? {
             answer::Kind::Engaged(held) => Ok(held),
             other => Err(unexpected(&other)),
         }

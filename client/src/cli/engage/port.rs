@@ -1,8 +1,9 @@
-//! `--port LOCAL[:REMOTE][/udp]`.
+//! `--port LOCAL[:REMOTE][/udp]` and `--to-pod PORT[/tcp]`.
 
 use std::fmt;
 use std::str::FromStr;
 
+use tp_protocol::engage::call::ToPod;
 use tp_protocol::engage::wire::Transport;
 
 /// Longest name of a Service's port (a DNS label, RFC 1035 section 2.3.4); a container's has 15 characters at most.
@@ -55,6 +56,33 @@ impl fmt::Display for PortSpec {
     }
 }
 
+/// A port of a pod's localhost; not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PodPort(u16);
+
+impl PodPort {
+    /// As the manager is asked for it.
+    pub(super) fn to_wire(self) -> ToPod {
+        ToPod { port: self.0.into(), transport: Transport::Tcp.into() }
+    }
+}
+
+impl FromStr for PodPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = match text.split_once('/') {
+            None => text,
+            Some((port, "tcp")) => port,
+            Some((_, "udp")) => {
+                return Err("Kubernetes' port-forward, which leads to a pod's localhost, carries TCP only".to_owned());
+            }
+            Some((_, other)) => return Err(format!("`{other}` is not tcp: write PORT")),
+        };
+        number(port).map(Self).ok_or_else(|| format!("`{port}` is not a port's number"))
+    }
+}
+
 fn number(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port > 0 && text.bytes().all(|byte| byte.is_ascii_digit()))
 }
@@ -81,6 +109,17 @@ mod tests {
         assert_eq!("53:dns-udp/udp".parse(), spec(53, "dns-udp", Transport::Udp));
         for text in ["8080", "8080:http", "53:dns/udp"] {
             assert_eq!(text.parse::<PortSpec>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_port_of_a_pods_localhost_is_a_number_and_tcp() {
+        let wire = |text: &str| text.parse::<PodPort>().map(PodPort::to_wire);
+        let port = |port| Ok(ToPod { port, transport: Transport::Tcp.into() });
+        assert_eq!((wire("6379"), wire("80/tcp")), (port(6379), port(80)));
+        assert!(wire("8125/udp").unwrap_err().contains("carries TCP only"));
+        for (text, why) in [("0", "`0` is not a port's number"), ("a", "`a` is not"), ("80/x", "`x` is not tcp")] {
+            assert!(wire(text).unwrap_err().starts_with(why), "{text}");
         }
     }
 

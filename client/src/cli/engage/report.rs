@@ -22,6 +22,8 @@ pub(in crate::cli) struct EngagementReport {
     pub(in crate::cli) mode: Mode,
     pub(in crate::cli) why_mode: String,
     pub(in crate::cli) ports: Vec<Port>,
+    /// TCP ports of the pod's localhost that its holder's containers reach on theirs.
+    pub(in crate::cli) to_pod: Vec<u32>,
     /// The container whose environment can be asked for; empty when the manager does not say.
     pub(in crate::cli) container: String,
     /// Where that container has volumes.
@@ -228,6 +230,7 @@ impl From<Held> for EngagementReport {
             service: held.service,
             why_mode: held.why_mode,
             ports: held.ports.into_iter().map(Port::from).collect(),
+            to_pod: held.to_pod.iter().map(|it| it.port).collect(),
             container: held.container,
             mounts: held.mounts.into_iter().map(Mount::from).collect(),
             filter: held.filter.as_ref().and_then(rules),

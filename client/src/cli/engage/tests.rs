@@ -45,6 +45,7 @@ pub(in crate::cli) fn example() -> Held {
         problem: String::new(),
         container: "app".into(),
         mounts: Vec::new(),
+        to_pod: Vec::new(),
     }
 }
 
@@ -93,7 +94,7 @@ fn without_flags_the_only_port_is_meant() {
 fn every_flag_is_passed_on() {
     let engage = parse(
         "deployment/web -n other --service web --container app -p 9000:http -p 9001:8081 --address ::1 --when-away hold \
-         --wait 500ms --mode stand-in --replace-held",
+         --wait 500ms --mode stand-in --replace-held --to-pod 6379 --to-pod 9/tcp",
     )
     .unwrap();
     assert_eq!((engage.namespace.as_str(), engage.workload.as_str()), ("other", "deployment/web"));
@@ -102,6 +103,7 @@ fn every_flag_is_passed_on() {
     assert_eq!(ports, [("http", "[::1]:9000"), ("8081", "[::1]:9001")]);
     assert_eq!((engage.when_away(), engage.wait_ms), (wire::WhenAway::Hold, 500));
     assert_eq!((engage.mode(), engage.replace_held), (call::Mode::StandIn, true));
+    assert_eq!(engage.to_pod.iter().map(|it| it.port).collect::<Vec<_>>(), [6379, 9]);
     assert_eq!(engage.filter, None);
 }
 

@@ -14,6 +14,9 @@ pub(super) fn engaged(held: &EngagementReport, files: &[String]) -> String {
     for port in &held.ports {
         line("Port:", &route(port, &held.service));
     }
+    for port in &held.to_pod {
+        line("To pod:", &format!("127.0.0.1:{port} -> the same in one of its pods"));
+    }
     line("Traffic:", &traffic(held));
     if held.what == What::Ingest {
         line("From:", &format!("container {}", held.container));

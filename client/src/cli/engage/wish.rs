@@ -11,7 +11,7 @@ use tp_protocol::engage::filter::Filter;
 use tp_protocol::engage::wire::{self, FilterMessage, Kind, Transport};
 
 use super::filter::FilterArgs;
-use super::port::PortSpec;
+use super::port::{PodPort, PortSpec};
 use crate::cli::environment::EnvironmentArgs;
 use crate::cli::output::Format;
 use crate::cli::select::UseArgs;
@@ -37,6 +37,10 @@ pub(in crate::cli) struct EngageArgs {
     /// Give up when it is not in force after this time
     #[arg(long, value_name = "DURATION", default_value = "2m")]
     pub(super) timeout: HumanDuration,
+    /// Reach this TCP port of the pod's localhost on the localhost of the connection's containers, where the pod's other
+    /// containers serve it. Can be given several times
+    #[arg(long, value_name = "PORT")]
+    to_pod: Vec<PodPort>,
     #[command(flatten)]
     pub(super) connection: UseArgs,
     /// How to print
@@ -173,6 +177,7 @@ impl Wish {
             mode: engage.mode.to_wire().into(),
             holder,
             replace_held: self.traffic.as_ref().is_some_and(|traffic| traffic.replace_held),
+            to_pod: engage.to_pod.iter().map(|port| port.to_wire()).collect(),
         })
     }
 

@@ -1,7 +1,8 @@
 use std::future::Future;
 
 use tokio::task::{LocalSet, spawn_local};
-use tp_protocol::engage::call::{Failure as CallFailure, Held as HeldEngagement, Leave, answer, call};
+use tp_protocol::engage::call::{Engage, Failure as CallFailure, Held as HeldEngagement, Leave, ToPod, answer, call};
+use tp_protocol::engage::wire::Transport;
 use tp_tunnel::client;
 use tp_tunnel::server::{self, Incoming, MessageRequest};
 
@@ -97,6 +98,27 @@ async fn manager_that_knows_no_engagements_or_is_away_is_named() {
         let failure = connection.ask(&leave(), LIMIT).await.unwrap_err();
         assert_eq!(failure.message, "the traffic manager 0.0.9 in tp-system does not know engagements");
         assert!(failure.hint.contains("`tp helm upgrade`"), "{}", failure.hint);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_of_a_pods_localhost_are_taken_before_the_manager_is_asked() {
+    run(async {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        let to_pod = vec![ToPod { port: port.into(), transport: Transport::Tcp.into() }];
+        let call = Call { kind: Some(call::Kind::Engage(Box::new(Engage { to_pod, ..Engage::default() }))) };
+        let old = connection(&[ENGAGE]);
+        up(&old, async |_| panic!("it is not asked")).await;
+        let failure = old.ask(&call, LIMIT).await.unwrap_err();
+        assert_eq!(failure.message, "the traffic manager 0.0.9 in tp-system does not know --to-pod");
+
+        let connection = connection(&[ENGAGE, TO_POD]);
+        up(&connection, async |_| panic!("it is not asked")).await;
+        let failure = connection.ask(&call, LIMIT).await.unwrap_err();
+        assert!(failure.message.starts_with(&format!("cannot listen on port {port} of the localhost")), "{failure:?}");
+        assert!(failure.hint.contains("a container of the connection listens there"), "{failure:?}");
     })
     .await;
 }

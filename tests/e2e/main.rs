@@ -17,3 +17,4 @@ mod resume;
 mod robustness;
 mod security;
 mod session;
+mod to_pod;

@@ -17,7 +17,7 @@ const BACK_WITHIN: Duration = Duration::from_secs(2);
 const MANAGER_BACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// A container that can kill the children of the daemon container's first process: the daemon, and nothing else.
-fn killer(scope: &Scope<'_>) -> Container {
+pub(crate) fn killer(scope: &Scope<'_>) -> Container {
     Spec::client().user("65532").processes_of(&scope.container()).start()
 }
 

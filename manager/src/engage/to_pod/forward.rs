@@ -116,6 +116,10 @@ async fn flow_to_pod<IO: AsyncRead + AsyncWrite + Unpin>(
     moved: &mut u64,
 ) -> Result<(), End> {
     while let Some(data) = from.data().await.transpose()? {
+        // As at the end of the stream: a message is to have a byte.
+        if data.is_empty() {
+            continue;
+        }
         let mut message = BytesMut::with_capacity(1 + data.len());
         message.put_u8(DATA);
         message.put_slice(&data);

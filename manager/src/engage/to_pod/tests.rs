@@ -1,5 +1,9 @@
+use futures_util::{SinkExt, StreamExt};
 use http::StatusCode;
+use http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::Message;
 use tp_protocol::engage::call::Held;
 use tp_protocol::hello::{ClientHello, SessionKey};
 use tp_protocol::open::Transport as OpenTransport;
@@ -201,6 +205,30 @@ async fn only_what_the_sessions_own_engagement_has_asked_for_is_dialled() {
     engagements.registry.end("tp-web-1");
     assert_eq!(dial(&ann, web, redis).await, ErrorClass::Denied, "it has ended");
     assert_eq!(api.count(&format!("GET {path}")), 2);
+}
+
+#[tokio::test]
+async fn a_port_forward_is_a_websocket_of_the_api_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+    let kubelet = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        #[expect(clippy::result_large_err, reason = "the signature is tungstenite's")]
+        let choose = |request: &http::Request<()>, mut response: http::Response<()>| {
+            assert_eq!(request.uri().path(), format!("{PODS}/web-1/portforward"));
+            assert!(request.uri().query().unwrap().ends_with("ports=6379"), "{}", request.uri());
+            let offered = request.headers()[SEC_WEBSOCKET_PROTOCOL].to_str().unwrap();
+            assert!(offered.contains("v4.channel.k8s.io"), "{offered}");
+            response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("v4.channel.k8s.io"));
+            Ok(response)
+        };
+        tokio_tungstenite::accept_hdr_async(stream, choose).await.unwrap()
+    };
+    let (asked, mut kubelet) = tokio::join!(connect(&client, "shop", "web-1", 6379), kubelet);
+    kubelet.send(Message::binary(&b"\0\xeb\x18"[..])).await.unwrap();
+    let heard = asked.unwrap().next().await.unwrap().unwrap();
+    assert_eq!(heard, Message::binary(&b"\0\xeb\x18"[..]));
 }
 
 #[tokio::test]

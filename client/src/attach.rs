@@ -339,7 +339,7 @@ pub(crate) struct Status {
     /// The engagements that the session holds, as the manager last said.
     #[prost(message, repeated, tag = "33")]
     pub(crate) engagements: Vec<Held>,
-    /// Connections to handlers of engagements that are open.
+    /// Connections to handlers of engagements, and to the localhost of pods, that are open.
     #[prost(uint64, tag = "34")]
     pub(crate) engaged_connections: u64,
     /// Who the connection belongs to; absent when the manager does not ask, or does not know yet.

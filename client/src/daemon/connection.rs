@@ -463,8 +463,16 @@ impl Connection {
                 self.whoami.known().await?;
             }
             let answer = lane.call(call).await.map_err(|error| no_answer(error.to_string()))?;
-            if let Some(answer::Kind::Engaged(held)) = &answer.kind {
-                self.engagements.on_engaged(held);
+            match &answer.kind {
+                Some(answer::Kind::Engaged(held)) => self.engagements.on_engaged(held),
+                Some(answer::Kind::Left(left)) => self.engagements.on_left(&left.engagements),
+                Some(
+                    answer::Kind::Failure(_)
+                    | answer::Kind::Listed(_)
+                    | answer::Kind::Described(_)
+                    | answer::Kind::OneTimePort(_),
+                )
+                | None => {}
             }
             Ok(answer)
         };

@@ -125,6 +125,11 @@ impl Engagements {
         self.to_pods.add(held);
     }
 
+    /// Engagements have ended: their ports are free before anybody is told so.
+    pub(crate) fn on_left(&self, left: &[Held]) {
+        left.iter().for_each(|engagement| self.to_pods.remove(engagement));
+    }
+
     /// Takes all that the session holds, as the manager says. What is not there any more gets no connections; those it has
     /// go on.
     pub(crate) fn set(&self, held: Vec<Held>) {

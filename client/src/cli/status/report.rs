@@ -141,7 +141,7 @@ pub(super) struct Traffic {
     pub(super) lanes: u32,
     pub(super) tcp_flows: u64,
     pub(super) udp_flows: u64,
-    /// Connections to handlers of engagements.
+    /// Connections to handlers of engagements, and to the localhost of pods.
     pub(super) engaged_connections: u64,
     pub(super) bytes_up: u64,
     pub(super) bytes_down: u64,

@@ -98,6 +98,13 @@ impl ToPods {
                     causes: Vec::new(),
                 });
             }
+            if self.served.borrow().len() + held.ports.len() >= PORTS_MAX {
+                return Err(Failure {
+                    message: format!("the connection has {PORTS_MAX} ports of pods' localhosts, which is the limit"),
+                    hint: "`tp leave` ends some".to_owned(),
+                    causes: Vec::new(),
+                });
+            }
             if !held.ports.contains(&port) {
                 let listeners = Listeners::bind(port).map_err(|error| cannot_listen(port, &error))?;
                 held.ports.push(port);
@@ -125,6 +132,13 @@ impl ToPods {
                 served.insert(port, self.serve(port, Place::from(engagement)));
             }
         }
+    }
+
+    /// Serves nothing more for this engagement.
+    pub(super) fn remove(&self, engagement: &Held) {
+        let is_its_own = |port| engagement.to_pod.iter().filter_map(number).any(|it| it == port);
+        let place = Place::from(engagement);
+        self.served.borrow_mut().retain(|port, served| served.place != place || !is_its_own(*port));
     }
 
     fn serve(&self, port: u16, place: Place) -> Served {

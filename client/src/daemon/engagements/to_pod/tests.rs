@@ -128,6 +128,12 @@ fn ports_end_with_their_engagement_and_come_back_with_it() {
         until_refused(port).await;
         to_pods.set(&[held("deployment/web", port)]);
         connect(Ipv4Addr::LOCALHOST, port).await;
+        to_pods.remove(&held("deployment/db", port));
+        to_pods.remove(&held("deployment/web", port));
+        until_refused(port).await;
+        drop(to_pods.reserve(&[wanted(port)]).unwrap());
+        to_pods.set(&[held("deployment/web", port)]);
+        connect(Ipv4Addr::LOCALHOST, port).await;
     });
 }
 

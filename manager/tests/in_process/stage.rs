@@ -132,6 +132,11 @@ impl Stage {
         self.connect(ClientHello { lane, session: Some(session.clone()), ..ClientHello::new("0.1.0", "demo") }).await
     }
 
+    /// Waits until the manager, or a client, has ended its end of a lane.
+    pub(crate) async fn is_done_with_a_lane(&mut self) {
+        self.tasks.join_next().await.unwrap().unwrap();
+    }
+
     /// Connects with any hello.
     pub(crate) async fn connect(&mut self, hello: ClientHello) -> Result<Client, LaneError> {
         let Connected { welcome, lane, driver, handle } = self.say_hello(&hello).await?.start().await?;

@@ -14,6 +14,7 @@ logs=$TP_ROOT_DIR/.tmp/check
 rm -rf "$logs" && mkdir -p "$logs"
 
 CARGO_DENY_VERSION=0.20.2
+E2E_THREADS=6
 passed=0
 failed=0
 
@@ -154,6 +155,8 @@ save_logs() {
   say "logs of nodes, pods and containers are in $logs"
 }
 
+e2e() { cargo test --locked -p tp-tests --test e2e -- "$@"; }
+
 end_to_end() {
   check 'build' tests/build.sh || return
   check 'binaries are static' are_static
@@ -163,7 +166,9 @@ end_to_end() {
   bring_down >/dev/null 2>&1
   check 'cluster' tests/testbed.sh up || { save_logs && return; }
   eval "$(tests/testbed.sh env)"
-  suite 'end to end' cargo test --locked -p tp-tests --test e2e || save_logs
+  # Most of a test is waiting for the cluster, so more of them run at a time than there are processors.
+  suite 'end to end' e2e --skip ::alone_ --test-threads "$E2E_THREADS" || save_logs
+  suite 'end to end, alone' e2e ::alone_ --test-threads 1 || save_logs
   check 'cluster leaves no trace' cluster_goes_without_a_trace
   trap - EXIT
 }

@@ -3,6 +3,7 @@
 //! One module per theme. What the tests need is prepared by `make test`; `tp_tests::given` says what that is.
 
 mod addresses;
+mod bed;
 mod clients;
 mod engage;
 mod environment;

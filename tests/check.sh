@@ -155,6 +155,18 @@ save_logs() {
   say "logs of nodes, pods and containers are in $logs"
 }
 
+# Starts the cluster's node in the background, since that is more waiting than work.
+start_node() {
+  trap 'wait "$node"; bring_down >/dev/null 2>&1' EXIT
+  bring_down >/dev/null 2>&1
+  tests/cluster/cluster.sh up >"$(log_of 'start of the node')" 2>&1 &
+  node=$!
+}
+
+node_has_started() {
+  wait "$node" || { cat "$(log_of 'start of the node')" && return 1; }
+}
+
 e2e() { cargo test --locked -p tp-tests --test e2e -- "$@"; }
 
 end_to_end() {
@@ -162,8 +174,7 @@ end_to_end() {
   check 'binaries are static' are_static
   check 'reference pages' tests/docs.sh --check
   check 'images' tests/images.sh || return
-  trap 'bring_down >/dev/null 2>&1' EXIT
-  bring_down >/dev/null 2>&1
+  check 'node' node_has_started || { save_logs && return; }
   check 'cluster' tests/testbed.sh up || { save_logs && return; }
   eval "$(tests/testbed.sh env)"
   # Most of a test is waiting for the cluster, so more of them run at a time than there are processors.
@@ -182,9 +193,10 @@ finish() {
 
 case ${1:-all} in
   lint) lint ;;
-  e2e) end_to_end ;;
+  e2e) start_node && end_to_end ;;
   all)
     tests/preflight.sh || { count_failed preflight "$SECONDS" 1 above; finish; exit 1; }
+    start_node
     lint
     suite 'tests of the crates' cargo test --locked --workspace --no-fail-fast
     end_to_end

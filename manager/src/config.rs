@@ -138,6 +138,8 @@ pub struct Engage {
     pub enabled: bool,
     /// Namespaces whose workloads may not be engaged.
     pub forbidden_namespaces: Vec<String>,
+    /// Pods that ask for an agent get one; the chart makes the webhook for it.
+    pub inject: bool,
 }
 
 /// Who may engage workloads.
@@ -151,7 +153,7 @@ pub enum Authorization {
     PortForwardOnly,
 }
 
-/// The `agent` section: how stand-ins are made.
+/// The `agent` section: how agents run, in stand-ins and in workloads' own pods.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct AgentPod {
@@ -170,7 +172,7 @@ pub struct AgentPod {
 
 impl Default for Engage {
     fn default() -> Self {
-        Self { enabled: true, forbidden_namespaces: vec!["kube-system".to_owned()] }
+        Self { enabled: true, forbidden_namespaces: vec!["kube-system".to_owned()], inject: false }
     }
 }
 
@@ -399,6 +401,7 @@ mod tests {
              timeouts: {sessionGrace: 1m30s, dns: 500ms}\n\
              dialPolicy: {deny: [10.0.0.0/8], allow: ['10.1.2.3:5432', nodes]}\n\
              authorization: port-forward-only\n\
+             engage: {inject: true}\n\
              cluster: {domain: corp.local, serviceSubnets: [10.96.0.0/16], podSubnets: ['fd00::/64']}\n\
              client: {dns: {exclude: [corp.example]}, timeouts: {connect: 5s}}\n",
         )
@@ -409,6 +412,7 @@ mod tests {
         assert_eq!(config.timeouts.dns, Duration::from_millis(500));
         assert_eq!(config.dial_policy.allow.len(), 2);
         assert_eq!(config.authorization, Authorization::PortForwardOnly);
+        assert!(config.engage.enabled && config.engage.inject);
         assert_eq!(config.cluster.domain, "corp.local");
         assert_eq!(config.cluster.service_subnets, ["10.96.0.0/16".parse().unwrap()]);
         assert_eq!(config.client, r#"{"dns":{"exclude":["corp.example"]},"timeouts":{"connect":"5s"}}"#);

@@ -6,7 +6,9 @@
 //! | `container` | which of its containers, and how it runs (pure) |
 //! | `quantity` | Kubernetes' notation of amounts (pure) |
 //! | `service` | which Service and ports are meant, and the patches of its selector (pure) |
+//! | `agent` | the agent's container (pure) |
 //! | `stand_in` | the objects: a ReplicaSet per stand-in, a Lease per engagement (pure) |
+//! | `sidecar` | what makes a workload's own pod one with an agent (pure) |
 //! | `registry` | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
 //! | `place` | a task per stand-in that makes the cluster what its engagements want |
 //! | `calls` | what clients ask for |
@@ -33,6 +35,7 @@ use crate::MANAGER;
 use crate::config::{AgentPod, Engage};
 use crate::identity::Identities;
 
+mod agent;
 mod calls;
 mod container;
 mod place;
@@ -40,6 +43,7 @@ mod quantity;
 pub(crate) mod registry;
 mod rights;
 mod service;
+pub(crate) mod sidecar;
 mod stand_in;
 mod workload;
 
@@ -69,7 +73,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Whether workloads of this namespace are not to be engaged.
-    fn forbids(&self, namespace: &str) -> bool {
+    pub(crate) fn forbids(&self, namespace: &str) -> bool {
         namespace == self.namespace || self.config.forbidden_namespaces.iter().any(|forbidden| forbidden == namespace)
     }
 }
@@ -99,6 +103,11 @@ impl Engagements {
     /// What finds out who clients are; `None` when nothing depends on it.
     pub(crate) fn identities(&self) -> Option<&Identities> {
         self.cluster.as_ref()?.identities.as_ref()
+    }
+
+    /// The cluster in which pods that ask for an agent get one; `None` when none do.
+    pub(crate) fn injecting(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref().filter(|cluster| cluster.config.inject)
     }
 
     /// Takes up what the Leases say, follows them, renews them, and ends the engagements of clients that are gone. Runs

@@ -1,7 +1,8 @@
 //! What the manager has ordered, and what has become of it.
 //!
 //! The first orders that name ports start the engine, and later ones change where the app's pods are and what is engaged.
-//! What is in force stays so while the manager is away.
+//! What is in force stays so while the manager is away. In the app's own pod the engine starts with the agent, and orders name no
+//! ports.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,6 +17,7 @@ use tp_protocol::engage::{Engagement, EngagementId};
 use tp_protocol::open::Transport;
 
 use crate::apps::Apps;
+use crate::config::OwnPort;
 use crate::engine::destination::Destination;
 use crate::engine::engagements::{Engagements, Report};
 use crate::engine::{AppProtocol, Engine, Port};
@@ -58,9 +60,11 @@ struct PortName {
     transport: Transport,
 }
 
-/// [`AgentPort`], as far as it is valid.
+/// [`AgentPort`], as far as it is valid, or an [`OwnPort`].
 struct OrderedPort {
     name: PortName,
+    /// Where the agent listens.
+    listen: u16,
     protocol: AppProtocol,
     apps: Vec<SocketAddr>,
 }
@@ -87,6 +91,27 @@ impl Duties {
     /// The slot for the lane by which handlers are reached.
     pub(crate) fn lane(&self) -> &CurrentLane {
         &self.lane
+    }
+
+    /// Takes the ports of the app in the agent's own pod, if there are any. This waits for no orders: the pod is to serve, whether
+    /// the manager is there or not.
+    ///
+    /// # Errors
+    /// The operating system's, when a port cannot be opened.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(crate) fn take_own(&mut self, ports: &[OwnPort]) -> io::Result<()> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let ports: Vec<_> = ports.iter().map(OrderedPort::own).collect();
+        let taken = self.listen(&ports)?;
+        // These are the ports that it has.
+        taken.set_apps(&ports, &mut Problems::default());
+        self.taken = Some(taken);
+        self.ready_tx.send_replace(true);
+        Ok(())
     }
 
     /// Carries orders out as far as that is possible; [`Self::state`] says what was not.
@@ -139,7 +164,7 @@ impl Duties {
         let any = any_address();
         let apps: HashMap<_, _> = ports.iter().map(|port| (port.name, Arc::<Apps>::default())).collect();
         let engine_ports = ports.iter().map(|port| Port {
-            listen: SocketAddr::new(any, port.name.number),
+            listen: SocketAddr::new(any, port.listen),
             number: port.name.number,
             transport: port.name.transport,
             protocol: port.protocol,
@@ -148,7 +173,7 @@ impl Duties {
         let engine = Engine::bind(engine_ports.collect())?;
         let engagements = engine.engagements();
         for port in ports {
-            tracing::info!(port = %port.name, protocol = ?port.protocol, "listening");
+            tracing::info!(port = %port.name, listen = port.listen, protocol = ?port.protocol, "listening");
         }
         if let Some(engine_tx) = self.engine_tx.take() {
             // Fails when the process ends: nothing is taken any more.
@@ -219,7 +244,12 @@ impl OrderedPort {
             address.inspect_err(|_| problems.note(format!("port {name}: `{app}` is no address with a port"))).ok()
         });
         let apps = apps.collect();
-        Some(Self { name, protocol, apps })
+        Some(Self { name, listen: number, protocol, apps })
+    }
+
+    fn own(port: &OwnPort) -> Self {
+        let name = PortName { number: port.app.port(), transport: port.transport };
+        Self { name, listen: port.listen, protocol: port.protocol, apps: vec![port.app] }
     }
 }
 

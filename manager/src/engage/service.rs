@@ -96,9 +96,17 @@ fn is_headless(service: &Service) -> bool {
 
 /// Returns the ports of all Services that select the workload's pods: a stand-in is an endpoint of each of them.
 pub(crate) fn all_ports(services: &[Service], workload: &Workload) -> Vec<Port> {
-    let labels = workload.labels();
-    let selecting = services.iter().filter(|service| selects(service, &labels));
-    selecting.flat_map(|service| resolve_all(service, workload.containers())).collect()
+    ports_of_pod(services, &workload.labels(), workload.containers())
+}
+
+/// Returns the ports of all Services that select a pod with these labels and containers.
+pub(crate) fn ports_of_pod(
+    services: &[Service],
+    labels: &BTreeMap<String, String>,
+    containers: &[Container],
+) -> Vec<Port> {
+    let selecting = services.iter().filter(|service| selects(service, labels));
+    selecting.flat_map(|service| resolve_all(service, containers)).collect()
 }
 
 /// Returns a Service's ports; only those that `container` declares, when it is named.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tp_protocol::engage::call::Held;
 use tp_protocol::engage::wire::Transport;
 
-use super::container;
+use super::agent::{self, Agent, CA, HEALTH_PORT};
 use super::service::{Port, STAND_IN};
 use super::workload::Workload;
 use crate::config::AgentPod;
@@ -36,16 +36,6 @@ pub(crate) const FINALIZER: &str = "tp/widen";
 const HELD: &str = "tp/held";
 const SESSION: &str = "tp/session";
 const SECRET_SHA256: &str = "tp/session-secret-sha256";
-
-/// Annotation of a stand-in's pod: whose certificates its agent trusts.
-const CA: &str = "tp/manager-ca";
-
-/// Where the agent's container has the certificates that it trusts, and its token.
-const CA_FOLDER: &str = "/etc/tp/ca";
-const TOKEN_FOLDER: &str = "/var/run/secrets/tp";
-
-/// The probe's port, and where to look for another when the app has it.
-const HEALTH_PORT: u16 = 7490;
 
 /// Longest label value, and name of a pod without its suffix (RFC 1123 label; 63 characters).
 const NAME_BYTES_MAX: usize = 52;
@@ -233,14 +223,7 @@ pub(crate) fn replica_set(
                         "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}],
                     },
                     "containers": [container(app, agent, health_port)],
-                    "volumes": [
-                        {"name": "tp-ca", "downwardAPI": {"items": [
-                            {"path": "ca.crt", "fieldRef": {"fieldPath": format!("metadata.annotations['{CA}']")}},
-                        ]}},
-                        {"name": "tp-token", "projected": {"sources": [
-                            {"serviceAccountToken": {"path": "token", "audience": "tp-manager", "expirationSeconds": 3_600}},
-                        ]}},
-                    ],
+                    "volumes": agent::volumes(),
                 },
             },
         },
@@ -254,22 +237,6 @@ fn pull_secrets(agent: &AgentPod) -> Vec<Value> {
 
 /// tp-agent, with the ports that the Service finds by name, and the app's environment.
 fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    let value = |name: &str, value: &str| json!({"name": name, "value": value});
-    // All of the agent's: one that is left out could come from a ConfigMap of the app's `envFrom`.
-    let own = [
-        value("TP_AGENT_MANAGER", &agent.manager_address),
-        value("TP_AGENT_HEALTH_PORT", &health_port.to_string()),
-        value("TP_AGENT_CONTAINER", &app.container.name),
-        value("TP_AGENT_CA_FILE", &format!("{CA_FOLDER}/ca.crt")),
-        value("TP_AGENT_TOKEN_FILE", &format!("{TOKEN_FOLDER}/token")),
-        value("TP_AGENT_LOG_LEVEL", "info"),
-        value("TP_AGENT_LOG_FORMAT", "json"),
-        field("TP_AGENT_POD", "metadata.name"),
-        field("TP_AGENT_NAMESPACE", "metadata.namespace"),
-    ];
-    let of_app =
-        container::environment(&app.workload.template, app.container).into_iter().map(|variable| json!(variable));
     // A Service that names its target port finds it by that name.
     let declared: BTreeSet<_> = app
         .ports
@@ -282,26 +249,14 @@ fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
     let declared = declared
         .into_iter()
         .map(|(number, protocol, name)| json!({"containerPort": number, "protocol": protocol, "name": name}));
-    json!({
-        "name": "tp-agent",
-        "image": agent.image,
-        "imagePullPolicy": agent.pull_policy,
-        "env": own.into_iter().chain(of_app).collect::<Vec<_>>(),
-        "envFrom": app.container.env_from,
-        "ports": declared.collect::<Vec<_>>(),
-        "readinessProbe": {"httpGet": {"path": "/readyz", "port": health_port}, "periodSeconds": 1, "failureThreshold": 2},
-        "livenessProbe": {"httpGet": {"path": "/healthz", "port": health_port}, "periodSeconds": 10},
-        "resources": agent.resources,
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [
-            {"name": "tp-ca", "mountPath": CA_FOLDER, "readOnly": true},
-            {"name": "tp-token", "mountPath": TOKEN_FOLDER, "readOnly": true},
-        ],
-    })
+    let container = Agent {
+        settings: agent,
+        template: &app.workload.template,
+        app: app.container,
+        health_port,
+        ports: declared.collect(),
+    };
+    agent::container(&container, &[])
 }
 
 /// A merge patch that makes a Lease one more owner of the stand-in.

@@ -38,7 +38,7 @@ impl Rights for Reviewer {
 /// Has the API server review a port-forward of `user` to a port of the manager's pod, by the path that it was given.
 fn review(hooks: &Webhooks, user: &str, port: u16) {
     let body = admission_review(user, port);
-    hooks.answer(&Method::POST, hooks.identity.path(), body.as_bytes()).unwrap();
+    hooks.identity.as_ref().unwrap().answer(body.as_bytes()).unwrap();
 }
 
 fn admission_review(user: &str, port: u16) -> String {
@@ -149,8 +149,8 @@ async fn a_forged_review_is_answered_with_nothing_and_has_no_effect() {
     let port = one_time_port(&client).await;
     let forged = admission_review("system:admin", port);
     let guess = format!("/identity/{}", "0".repeat(64));
-    for path in ["/", "/identity", "/identity/", &guess, &hooks.identity.path()[..50]] {
-        let answer = hooks.answer(&Method::POST, path, forged.as_bytes());
+    for path in ["/", "/identity", "/identity/", &guess, &hooks.identity.as_ref().unwrap().path()[..50]] {
+        let answer = hooks.answer(&Method::POST, path, forged.as_bytes()).await;
         assert_eq!(answer, Err(StatusCode::NOT_FOUND), "{path}");
     }
     let nobody = failure(claim(port, client.session()).await);

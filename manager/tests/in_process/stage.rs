@@ -80,7 +80,7 @@ impl Stage {
                 identities: Some(identities),
             })
         });
-        (stage, Webhooks { identity: hook.unwrap() })
+        (stage, Webhooks { identity: hook, inject: None })
     }
 
     /// Has a nameserver that knows `web.shop.svc.cluster.local` (loopback) and `bad.` (a metadata address).

@@ -221,10 +221,8 @@ fn take(
             }
             let same = taken.iter().find(|it| (it.number, it.transport) == (number, transport));
             let listen = same.map(|it| it.listen).or_else(|| free.next()).ok_or(Refusal::NoFreePort)?;
-            let of_name = of_services
-                .iter()
-                .filter(|port| port.target_name.as_deref() == Some(name) && port.transport == transport);
-            let protocols: Vec<AppProtocol> = of_name.map(|port| port.protocol).collect();
+            let of_port = of_services.iter().filter(|it| (it.container_port, it.transport) == (number, transport));
+            let protocols: Vec<AppProtocol> = of_port.map(|port| port.protocol).collect();
             // Of two Services with one port, the one that says HTTP knows more.
             let is_http = protocols.contains(&AppProtocol::Http);
             let said = if is_http { Some(AppProtocol::Http) } else { protocols.first().copied() };

@@ -230,7 +230,7 @@ fn ports_are_those_that_services_name_or_that_the_annotation_names() {
     for (pod, services, expected) in [
         (several.clone(), vec![http("http")], "7493:8080/tcp/http"),
         // Two names of one port are one port.
-        (several.clone(), vec![by_name("http"), http("web")], "7493:8080/tcp/unknown"),
+        (several.clone(), vec![by_name("http"), http("web")], "7493:8080/tcp/http"),
         (several.clone(), vec![by_name("http"), http("http")], "7493:8080/tcp/http"),
         (several.clone(), vec![dns], "7493:53/udp/opaque,7494:53/tcp/unknown"),
         (asking("admin, dns"), vec![http("http")], "7493:7490/tcp/unknown,7494:53/udp/opaque"),

@@ -114,8 +114,8 @@ impl Config {
                 "" => Vec::new(),
                 list => {
                     let text = required("TP_AGENT_POD_IP")?;
-                    let pod = text.parse().map_err(|_| invalid("TP_AGENT_POD_IP", &text, "an address"))?;
-                    let ports: Option<_> = list.split(',').map(|port| parse_own_port(port, pod)).collect();
+                    let pod: IpAddr = text.parse().map_err(|_| invalid("TP_AGENT_POD_IP", &text, "an address"))?;
+                    let ports: Option<Vec<_>> = list.split(',').map(|port| parse_own_port(port, pod)).collect();
                     ports.ok_or_else(|| invalid("TP_AGENT_PORTS", list, "a list of LISTEN:PORT/TRANSPORT/PROTOCOL"))?
                 }
             },

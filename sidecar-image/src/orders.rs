@@ -42,6 +42,8 @@ pub(crate) struct Duties {
     ready_tx: watch::Sender<bool>,
     /// `None` until the ports are open.
     taken: Option<Taken>,
+    /// The ports are those of the app in the agent's own pod.
+    is_own: bool,
     /// Number of the last orders.
     number: u64,
     problem: String,
@@ -83,6 +85,7 @@ impl Duties {
             engine_tx: Some(engine_tx),
             ready_tx,
             taken: None,
+            is_own: false,
             number: 0,
             problem: String::new(),
         }
@@ -110,8 +113,17 @@ impl Duties {
         // These are the ports that it has.
         taken.set_apps(&ports, &mut Problems::default());
         self.taken = Some(taken);
+        self.is_own = true;
         self.ready_tx.send_replace(true);
         Ok(())
+    }
+
+    /// Ends all engagements, since a manager that is there speaks of none. In a pod of its own the agent waits for its orders: such a
+    /// pod is there for an engagement.
+    pub(crate) fn forget(&mut self) {
+        if self.is_own {
+            self.carry_out(&Orders { number: self.number, ..Orders::default() });
+        }
     }
 
     /// Carries orders out as far as that is possible; [`Self::state`] says what was not.
@@ -288,4 +300,42 @@ fn any_address() -> IpAddr {
 fn report(report: Report) -> call::Report {
     let Report { id, is_away, taken, fallen_back, copied, copies_lost } = report;
     call::Report { id: id.as_str().to_owned(), is_away, taken, fallen_back, copied, copies_lost }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tp_protocol::engage::filter::Filter;
+    use tp_protocol::engage::{Kind, WhenAway};
+
+    use super::*;
+    use crate::stage::free_port;
+
+    #[tokio::test]
+    async fn in_the_apps_own_pod_what_a_manager_does_not_speak_of_is_over() {
+        let (engine_tx, _engine) = oneshot::channel();
+        let (ready_tx, ready) = watch::channel(false);
+        let mut duties = Duties::new("web", engine_tx, ready_tx);
+        let app = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let transport = Transport::Tcp;
+        let own = OwnPort { listen: free_port().await, app, transport, protocol: AppProtocol::Unknown };
+        duties.take_own(&[own]).unwrap();
+        assert!(*ready.borrow(), "before there are any orders");
+        let engagement = Engagement {
+            id: EngagementId::new("tp-web-ann#8080/tcp").unwrap(),
+            kind: Kind::Intercept,
+            port: 8080,
+            transport,
+            filter: Filter::default(),
+            when_away: WhenAway::Fail,
+            wait: Duration::ZERO,
+            plaintext: false,
+        };
+        duties.carry_out(&Orders { number: 1, ports: Vec::new(), engagements: vec![(&engagement).into()] });
+        let state = duties.state();
+        assert_eq!((state.number, &*state.problem, state.reports.len()), (1, "", 1));
+        duties.forget();
+        assert!(duties.state().reports.is_empty() && *ready.borrow());
+    }
 }

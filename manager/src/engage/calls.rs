@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Service};
 use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::json;
 use tokio::time::timeout;
 use tp_protocol::engage::call::{
     Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, Mode,
@@ -21,7 +22,7 @@ use super::registry::{Phase, secret_sha256};
 use super::service::Port;
 use super::stand_in::{Record, StandIn, fresh_id, lease};
 use super::workload::Workload;
-use super::{Cluster, Engagements, container, failure, service, workload};
+use super::{Cluster, Engagements, container, failure, service, sidecar, workload};
 use crate::session::SessionId;
 
 /// How long a stand-in may take until traffic arrives: its image has to be pulled.
@@ -77,12 +78,6 @@ impl Engagements {
 
     async fn engage(&self, session: &SessionKey, asked: Engage) -> Result<Held, Failure> {
         let cluster = self.cluster()?;
-        if asked.mode() == Mode::Sidecar {
-            return Err(failure(
-                "this manager cannot put agents into a workload's own pods",
-                "leave --mode out, or say --mode stand-in",
-            ));
-        }
         let namespace = asked.namespace.as_str();
         if cluster.forbids(namespace) {
             let hint = "the chart's value engage.forbiddenNamespaces has the list; the manager's own is always on it";
@@ -90,6 +85,9 @@ impl Engagements {
         }
         self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
         let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
+        if asked.mode() == Mode::Sidecar {
+            has_agents(cluster, namespace, &workload)?;
+        }
         let held = if asked.what() == wire::Kind::Ingest {
             ingested(&asked, &workload)?
         } else {
@@ -131,6 +129,14 @@ impl Engagements {
             }
             Ok(Phase::Failed(failure)) => Err(failure),
             Ok(Phase::Pending | Phase::Ending | Phase::Ended) => Err(failure("the engagement was ended meanwhile", "")),
+            Err(_) if stand_in.is_sidecar => Err(failure(
+                format!(
+                    "not all agents in the pods of {} are ready after {} s",
+                    stand_in.workload,
+                    START_LIMIT.as_secs()
+                ),
+                "their logs say whether they reach the traffic manager",
+            )),
             Err(_) => Err(failure(
                 format!("the stand-in of {} is not ready after {} s", stand_in.workload, START_LIMIT.as_secs()),
                 format!(
@@ -256,6 +262,28 @@ async fn services(client: &Client, namespace: &str) -> Result<Vec<Service>, Fail
     Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
 }
 
+/// Whether the workload's own pods are made with agents.
+fn has_agents(cluster: &Cluster, namespace: &str, workload: &Workload) -> Result<(), Failure> {
+    if !cluster.config.inject {
+        return Err(failure(
+            "this manager puts no agents into a workload's own pods",
+            "leave --mode out, or have the chart's value engage.inject say that it does",
+        ));
+    }
+    if sidecar::asks(&workload.template) {
+        return Ok(());
+    }
+    let (key, value) = sidecar::INJECT;
+    let template = json!({"spec": {"template": {"metadata": {"labels": {key: value}}}}});
+    Err(failure(
+        format!("the pods of {workload} are made without agents"),
+        format!(
+            "`kubectl -n {namespace} patch {workload} --type merge --patch '{template}'` restarts them with one; without --mode \
+             nothing is restarted"
+        ),
+    ))
+}
+
 /// An engagement of traffic, with what the cluster knows of it.
 fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Held, Failure> {
     if asked.what() == wire::Kind::Replace && asked.filter.is_some() {
@@ -263,6 +291,15 @@ fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Hel
     }
     let taken = taken(asked, workload, service)?;
     let ports: Vec<Port> = taken.iter().map(|(port, _)| port.clone()).collect();
+    if asked.mode() == Mode::Sidecar
+        && let Some(port) = ports.iter().find(|port| port.target_name.is_none())
+    {
+        let (name, from, to) = (service.name_any(), port.service_port, port.container_port);
+        return Err(failure(
+            format!("the Service {name} leads port {from} to port {to} by number, which passes agents in the pods by"),
+            "leave --mode out: a stand-in takes it",
+        ));
+    }
     let app = container::find(workload, &asked.container, &ports)?;
     let ports = taken.into_iter().map(|(port, local)| HeldPort {
         port: port.container_port.into(),
@@ -297,13 +334,17 @@ fn ingested(asked: &Engage, workload: &Workload) -> Result<Held, Failure> {
 fn held(asked: &Engage, workload: &Workload, app: &Container) -> Result<Held, Failure> {
     let mut random = [0; ID_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| failure("the manager has no randomness", ""))?;
+    let (mode, why_mode) = match asked.mode() {
+        Mode::Sidecar => (Mode::Sidecar, "it was asked for"),
+        Mode::Auto | Mode::StandIn => (Mode::StandIn, "it restarts nothing"),
+    };
     Ok(Held {
         id: fresh_id(&workload.name, &random),
         namespace: asked.namespace.clone(),
         workload: workload.to_string(),
         what: asked.what,
-        mode: Mode::StandIn.into(),
-        why_mode: "it restarts nothing".to_owned(),
+        mode: mode.into(),
+        why_mode: why_mode.to_owned(),
         holder: asked.holder.clone(),
         since: Timestamp::now().as_second(),
         container: app.name.clone(),

@@ -23,13 +23,13 @@ use super::service;
 use crate::config::AgentPod;
 
 /// Label by which a pod asks for an agent, and its value. A label, since webhooks are chosen by labels alone.
-const INJECT: (&str, &str) = ("tp/inject", "enabled");
+pub(super) const INJECT: (&str, &str) = ("tp/inject", "enabled");
 
 /// Annotation with the names of the ports that the agent takes over, separated by commas. Without it, those that Services name.
 const PORTS: &str = "tp/inject-ports";
 
 /// Annotation of a pod that asked for an agent and has none: why.
-const NOT_INJECTED: &str = "tp/not-injected";
+pub(super) const NOT_INJECTED: &str = "tp/not-injected";
 
 /// Annotation of the pods that a kubelet has made by itself, and that the API server only shows.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -121,7 +121,22 @@ impl Form {
 
 /// Whether a pod asks for an agent.
 pub(crate) fn is_asked_for(pod: &Pod) -> bool {
-    pod.labels().get(INJECT.0).is_some_and(|value| value == INJECT.1) && !pod.annotations().contains_key(MIRROR)
+    asks_by(pod.labels()) && !pod.annotations().contains_key(MIRROR)
+}
+
+/// Whether a pod has an agent.
+pub(crate) fn has_agent(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| all_containers(spec).any(|container| container.name == agent::NAME))
+}
+
+/// Whether the pods of a template ask for an agent.
+pub(crate) fn asks(template: &PodTemplateSpec) -> bool {
+    let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+    labels.is_some_and(asks_by)
+}
+
+fn asks_by(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(INJECT.0).is_some_and(|value| value == INJECT.1)
 }
 
 /// Finds out how a new pod gets an agent. One that has an agent is left as it is, so that a pod can be looked at twice.
@@ -129,10 +144,10 @@ pub(crate) fn is_asked_for(pod: &Pod) -> bool {
 /// # Errors
 /// [`Refusal`] says why it gets none.
 pub(crate) fn inject(pod: &Pod, wanted: &Wanted<'_>) -> Result<Injection, Refusal> {
-    let Some(spec) = &pod.spec else { return Err(Refusal::NoPort) };
-    if all_containers(spec).any(|container| container.name == agent::NAME) {
+    if has_agent(pod) {
         return Ok(Injection::default());
     }
+    let Some(spec) = &pod.spec else { return Err(Refusal::NoPort) };
     check(spec, wanted.form)?;
     let mut free = free_ports(spec);
     let health_port = free.next().ok_or(Refusal::NoFreePort)?;

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use prost::Message;
 use serde_json::{Value, json};
-use tp_protocol::engage::call::Held;
+use tp_protocol::engage::call::{Held, Mode};
 use tp_protocol::engage::wire::Transport;
 
 use super::agent::{self, Agent, CA, HEALTH_PORT};
@@ -40,16 +40,19 @@ const SECRET_SHA256: &str = "tp/session-secret-sha256";
 /// Longest label value, and name of a pod without its suffix (RFC 1123 label; 63 characters).
 const NAME_BYTES_MAX: usize = 52;
 
-/// Which stand-in: for the pods of a workload behind a Service, or for the environment of one of their containers.
+/// Which stand-in: for the pods of a workload behind a Service, or for the environment of one of their containers. Or none: the
+/// agents in the workload's own pods, for all of its Services.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct StandIn {
     pub(crate) namespace: String,
     /// Name of its ReplicaSet, and value of its label.
     pub(crate) name: String,
-    /// Empty when it takes no traffic.
+    /// Empty when there is none to be narrowed: it takes no traffic, or the workload's own pods have the agents.
     pub(crate) service: String,
     /// `KIND/NAME`.
     pub(crate) workload: String,
+    /// The workload's own pods have the agents: nothing is made, and nothing narrowed.
+    pub(crate) is_sidecar: bool,
 }
 
 /// What a Lease says.
@@ -64,14 +67,17 @@ impl StandIn {
     /// The stand-in that an engagement needs of the manager in namespace `manager`. Those of one workload behind one Service
     /// share theirs; without a Service, those of one container.
     pub(crate) fn of(manager: &str, held: &Held) -> Self {
-        let Held { namespace, workload, service, container, .. } = held;
-        let whose = match service.as_str() {
+        let Held { namespace, workload, container, .. } = held;
+        let is_sidecar = held.mode() == Mode::Sidecar;
+        let service = if is_sidecar { "" } else { held.service.as_str() };
+        let whose = match service {
+            "" if is_sidecar => format!("{manager} {workload}   "),
             "" => format!("{manager} {workload}  {container}"),
             service => format!("{manager} {workload} {service}"),
         };
         let digest = ring::digest::digest(&ring::digest::SHA256, whose.as_bytes());
         let name = format!("tp-{}-{}", short(workload), hex(&digest.as_ref()[..3]));
-        Self { namespace: namespace.clone(), name, service: service.clone(), workload: workload.clone() }
+        Self { namespace: namespace.clone(), name, service: service.to_owned(), workload: workload.clone(), is_sidecar }
     }
 
     /// Whether it takes the place of pods in a Service.
@@ -330,6 +336,17 @@ mod tests {
         assert_ne!(of("a", "web"), of("b", "web"));
         assert_ne!(of("", "web"), of("", "proxy"));
         assert_eq!(of("", "web"), of("", "web"));
+    }
+
+    #[test]
+    fn engagements_in_a_workloads_own_pods_share_them_and_have_no_service_narrowed() {
+        let of = |service, container| {
+            let held = Held { mode: Mode::Sidecar.into(), ..held("deployment/web", service, container) };
+            StandIn::of("tp-system", &held)
+        };
+        assert_eq!(of("a", "web"), of("b", "proxy"));
+        assert!(of("a", "web").is_sidecar && !of("a", "web").takes_traffic());
+        assert_ne!(of("a", "web").name, stand_in("deployment/web", "", "").name);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Container, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodTemplateSpec};
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -18,6 +18,9 @@ const PAGE: u32 = 250;
 
 /// Names that are suggested for one that does not exist.
 const SUGGESTIONS: usize = 3;
+
+/// Label of a Deployment's pods, which tells its ReplicaSets apart.
+const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// A kind of workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +76,22 @@ impl Workload {
     /// Labels of the workload's pods.
     pub(crate) fn labels(&self) -> BTreeMap<String, String> {
         self.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone()).unwrap_or_default()
+    }
+
+    /// Whether a pod is the workload's, by its controller. That of a Deployment's pod is a ReplicaSet, which has the Deployment's
+    /// name, and behind it the hash that the pod's label has.
+    pub(crate) fn owns(&self, pod: &Pod) -> bool {
+        let mut controllers = pod.owner_references().iter().filter(|owner| owner.controller == Some(true));
+        let (kind, name) = match self.kind {
+            Kind::DaemonSet => ("DaemonSet", self.name.clone()),
+            Kind::ReplicaSet => ("ReplicaSet", self.name.clone()),
+            Kind::StatefulSet => ("StatefulSet", self.name.clone()),
+            Kind::Deployment => match pod.labels().get(TEMPLATE_HASH) {
+                Some(hash) => ("ReplicaSet", format!("{}-{hash}", self.name)),
+                None => return false,
+            },
+        };
+        controllers.any(|owner| owner.kind == kind && owner.name == name)
     }
 
     /// The containers of the workload's pods.
@@ -218,6 +237,22 @@ mod tests {
         let failure = find(all.clone(), "shop", "db").unwrap_err();
         assert_eq!(failure.hint, "say which is meant: statefulset/db or deployment/db");
         assert!(find(all, "shop", "pod/web").unwrap_err().message.contains("`pod` is not a kind"));
+    }
+
+    #[test]
+    fn a_pod_is_the_workloads_that_controls_it() {
+        let pod = |kind: &str, name: &str, hash: &str| {
+            let owner = serde_json::json!({"kind": kind, "name": name, "uid": "u", "apiVersion": "apps/v1", "controller": true});
+            let metadata = serde_json::json!({"labels": {"pod-template-hash": hash}, "ownerReferences": [owner]});
+            serde_json::from_value::<Pod>(serde_json::json!({"metadata": metadata})).unwrap()
+        };
+        let all = workloads(&[(Kind::Deployment, "web"), (Kind::StatefulSet, "web"), (Kind::Deployment, "web-api")]);
+        let owners = |pod: Pod| all.iter().filter(|it| it.owns(&pod)).map(Workload::to_string).collect::<Vec<_>>();
+        assert_eq!(owners(pod("ReplicaSet", "web-5d4f", "5d4f")), ["deployment/web"]);
+        assert_eq!(owners(pod("ReplicaSet", "web-api-5d4f", "5d4f")), ["deployment/web-api"]);
+        assert_eq!(owners(pod("StatefulSet", "web", "5d4f")), ["statefulset/web"]);
+        assert!(owners(pod("ReplicaSet", "web-5d4f", "6e")).is_empty());
+        assert!(owners(Pod::default()).is_empty());
     }
 
     #[test]

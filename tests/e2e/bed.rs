@@ -63,13 +63,29 @@ impl Bed {
         Self { namespace: Some(namespace), is_as_before: Cell::new(false), made }
     }
 
-    /// The plain user may not engage them. For one test alone.
+    /// One that nobody else has used or will use.
+    pub(crate) fn own() -> Self {
+        let bed = Self::without_right();
+        bed.namespace().let_user_engage();
+        bed
+    }
+
+    /// One of its own for a plain user who may not engage its workloads.
     pub(crate) fn without_right() -> Self {
         Self { namespace: Some(namespace_with_web()), is_as_before: Cell::new(false), made: Arc::default() }
     }
 
+    fn namespace(&self) -> &Namespace {
+        self.namespace.as_ref().expect("it goes with the bed")
+    }
+
+    /// The plain user may restart its workloads as well.
+    pub(crate) fn let_user_restart(&self) {
+        self.namespace().let_user_restart();
+    }
+
     pub(crate) fn name(&self) -> &str {
-        self.namespace.as_ref().expect("it goes with the bed").name()
+        self.namespace().name()
     }
 
     pub(crate) fn kubectl(&self, args: &[&str]) -> Outcome {
@@ -151,19 +167,23 @@ pub(crate) fn until_says(limit: Duration, command: &str, text: &str) -> String {
     )
 }
 
-fn namespace_with_web() -> Namespace {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("bed-{:x}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let namespace = Namespace::create(&name);
-    let labels = json!({ "app": "web" });
-    let metadata = |name: &str| json!({ "name": name, "namespace": namespace.name() });
-    let ports = json!([{ "name": "http", "port": 80, "targetPort": "http" }]);
-    let security = json!({
+/// Labels of the workload's pods.
+fn labels() -> Value {
+    json!({ "app": "web" })
+}
+
+/// What a container of a bed may, in a namespace that is restricted.
+pub(crate) fn security() -> Value {
+    json!({
         "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": UID, "runAsGroup": GID,
         "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },
-    });
+    })
+}
+
+/// The Deployment `web` of a bed.
+pub(crate) fn deployment(namespace: &str) -> Value {
     let web = json!({
-        "name": "web", "image": given().cluster_sample_image, "securityContext": security, "workingDir": "/tmp",
+        "name": "web", "image": given().cluster_sample_image, "securityContext": security(), "workingDir": "/tmp",
         "ports": [{ "name": "http", "containerPort": 8080 }],
         "resources": { "limits": { "memory": "64Mi", "cpu": "500m" }, "requests": { "memory": "16Mi", "cpu": "10m" } },
         "envFrom": [{ "configMapRef": { "name": "settings" }, "prefix": "SET_" }],
@@ -177,25 +197,34 @@ fn namespace_with_web() -> Namespace {
         ],
         "readinessProbe": { "httpGet": { "path": "/status/200", "port": "http" }, "periodSeconds": 1 },
     });
+    json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "web", "namespace": namespace }, "spec": {
+        "replicas": 2,
+        "selector": { "matchLabels": labels() },
+        "template": { "metadata": { "labels": labels() }, "spec": { "containers": [web] } },
+    } })
+}
+
+fn namespace_with_web() -> Namespace {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("bed-{:x}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let namespace = Namespace::create(&name);
+    let metadata = |object: &str| json!({ "name": object, "namespace": name });
+    let ports = json!([{ "name": "http", "port": 80, "targetPort": "http" }]);
     kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
         { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": {
             "pod-security.kubernetes.io/enforce": "restricted" } } },
         { "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("settings"),
           "data": { "mode": "fast  and loud " } },
         { "apiVersion": "v1", "kind": "Secret", "metadata": metadata("keys"), "stringData": { "pem": PEM } },
-        { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata("web"), "spec": {
-            "replicas": 2,
-            "selector": { "matchLabels": labels },
-            "template": { "metadata": { "labels": labels }, "spec": { "containers": [web] } },
-        } },
+        deployment(&name),
         { "apiVersion": "v1", "kind": "Service", "metadata": metadata("web"),
-          "spec": { "selector": labels, "ports": ports } },
+          "spec": { "selector": labels(), "ports": ports } },
         { "apiVersion": "v1", "kind": "Service", "metadata": metadata("peers"),
-          "spec": { "selector": labels, "clusterIP": "None", "ports": ports } },
+          "spec": { "selector": labels(), "clusterIP": "None", "ports": ports } },
         { "apiVersion": "v1", "kind": "Pod", "metadata": metadata("caller"), "spec": {
             "terminationGracePeriodSeconds": 0,
             "containers": [{ "name": "caller", "image": given().cluster_client_image,
-                "command": ["sleep", "infinity"], "securityContext": security }],
+                "command": ["sleep", "infinity"], "securityContext": security() }],
         } },
     ] }));
     let wait = |object: &str, condition: &str| {

@@ -18,3 +18,4 @@ mod resume;
 mod robustness;
 mod security;
 mod session;
+mod sidecar;

@@ -9,6 +9,8 @@
 //! | `agent` | the agent's container (pure) |
 //! | `stand_in` | the objects: a ReplicaSet per stand-in, a Lease per engagement (pure) |
 //! | `sidecar` | what makes a workload's own pod one with an agent (pure) |
+//! | `mode` | which of the two an engagement is for (pure) |
+//! | `rollout` | the restart that gives a workload's pods their agents |
 //! | `registry` | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
 //! | `place` | a task per stand-in that makes the cluster what its engagements want |
 //! | `calls` | what clients ask for |
@@ -32,16 +34,18 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tp_protocol::engage::call::Failure;
 
 use crate::MANAGER;
-use crate::config::{AgentPod, Engage};
+use crate::config::{AgentPod, Engage, Inject};
 use crate::identity::Identities;
 
 mod agent;
 mod calls;
 mod container;
+mod mode;
 mod place;
 mod quantity;
 pub(crate) mod registry;
 mod rights;
+pub(crate) mod rollout;
 mod service;
 pub(crate) mod sidecar;
 mod stand_in;
@@ -107,7 +111,7 @@ impl Engagements {
 
     /// The cluster in which pods that ask for an agent get one; `None` when none do.
     pub(crate) fn injecting(&self) -> Option<&Arc<Cluster>> {
-        self.cluster.as_ref().filter(|cluster| cluster.config.inject)
+        self.cluster.as_ref().filter(|cluster| cluster.config.inject != Inject::Never)
     }
 
     /// Takes up what the Leases say, follows them, renews them, and ends the engagements of clients that are gone. Runs

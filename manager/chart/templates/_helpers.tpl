@@ -46,7 +46,7 @@ Whether the manager finds out who its clients are. It does by default: --reuse-v
 Whether pods that ask for an agent get one.
 */}}
 {{- define "tp-manager.injects" -}}
-{{- if and .Values.engage.enabled .Values.engage.inject }}true{{ end }}
+{{- if and .Values.engage.enabled (has .Values.engage.inject (list "enabled" "on-demand")) }}true{{ end }}
 {{- end }}
 
 {{/*

@@ -9,6 +9,9 @@ use crate::config::AgentPod;
 /// Name of the container.
 pub(crate) const NAME: &str = "tp-agent";
 
+/// Variable with the name of the container whose environment the agent has.
+pub(crate) const CONTAINER: &str = "TP_AGENT_CONTAINER";
+
 /// Annotation of the pod: whose certificates its agent trusts, in PEM.
 pub(crate) const CA: &str = "tp/manager-ca";
 
@@ -43,7 +46,7 @@ pub(crate) fn container(agent: &Agent<'_>, more: &[Value]) -> Value {
     let own = [
         value("TP_AGENT_MANAGER", &settings.manager_address),
         value("TP_AGENT_HEALTH_PORT", &health_port.to_string()),
-        value("TP_AGENT_CONTAINER", &app.name),
+        value(CONTAINER, &app.name),
         value("TP_AGENT_CA_FILE", &format!("{CA_FOLDER}/ca.crt")),
         value("TP_AGENT_TOKEN_FILE", &format!("{TOKEN_FOLDER}/token")),
         value("TP_AGENT_LOG_LEVEL", "info"),

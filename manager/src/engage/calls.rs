@@ -6,27 +6,35 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Container, Service};
-use kube::api::{Api, ListParams, PostParams};
-use kube::{Client, ResourceExt};
+use kube::ResourceExt;
+use kube::api::{Api, PostParams};
 use ring::rand::{SecureRandom, SystemRandom};
-use serde_json::json;
 use tokio::time::timeout;
 use tp_protocol::engage::call::{
-    Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, Mode,
-    answer, call,
+    Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, answer,
+    call,
 };
 use tp_protocol::engage::wire;
 use tp_protocol::hello::SessionKey;
 
-use super::registry::{Phase, secret_sha256};
+use super::mode::{Choice, Wish};
+use super::registry::{Phase, Registry, secret_sha256};
 use super::service::Port;
 use super::stand_in::{Record, StandIn, fresh_id, lease};
 use super::workload::Workload;
-use super::{Cluster, Engagements, container, failure, service, sidecar, workload};
+use super::{Cluster, Engagements, container, failure, rollout, service, workload};
+use crate::config::Inject;
 use crate::session::SessionId;
 
 /// How long a stand-in may take until traffic arrives: its image has to be pulled.
 const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a rollout that gives a workload's pods their agents is waited for at most.
+const ROLLOUT_LIMIT: Duration = Duration::from_secs(900);
+
+/// The end of a rollout is no longer waited for so long before the client stops waiting: for what is left to do, and so that the
+/// client learns why it was not in time.
+const ANSWER_EARLIER: Duration = Duration::from_secs(10);
 
 /// How long an agent may take to tell its environment.
 const TELL_LIMIT: Duration = Duration::from_secs(10);
@@ -36,9 +44,6 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long writing a Lease may take.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
-
-/// Services of one namespace that are looked at.
-const SERVICES_MAX: u32 = 5_000;
 
 /// Random bytes in an engagement's id.
 const ID_BYTES: usize = 5;
@@ -85,22 +90,30 @@ impl Engagements {
         }
         self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
         let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
-        if asked.mode() == Mode::Sidecar {
-            has_agents(cluster, namespace, &workload)?;
-        }
-        let held = if asked.what() == wire::Kind::Ingest {
-            ingested(&asked, &workload)?
+        let (held, ports) = if asked.what() == wire::Kind::Ingest {
+            (ingested(&asked, &workload)?, Vec::new())
         } else {
             if workload.template.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
                 let why = format!("the pods of {workload} use their nodes' network");
                 return Err(failure(why, "a stand-in cannot take the place of such a pod"));
             }
-            let service = service::find(services(&cluster.client, namespace).await?, &workload, &asked.service)?;
+            let service = service::find(service::list(&cluster.client, namespace).await?, &workload, &asked.service)?;
             engaged(&asked, &workload, &service)?
         };
+        let choice = self.choose(cluster, &asked, &workload, &held, &ports).await?;
+        if choice.restarts {
+            self.authorize_restart(&SessionId::from(&*session.id), namespace, &workload).await?;
+        }
+        let held = choice.of(held);
         let stand_in = StandIn::of(&cluster.namespace, &held);
         let record = Record { held, session: session.id.clone(), secret_sha256: secret_sha256(&session.secret) };
         self.registry.add(record.clone(), &stand_in, asked.replace_held)?;
+        if choice.restarts {
+            // While it has no Lease, nobody else would take it out again.
+            let abandoned = ForgetOnDrop(Some((&self.registry, &record.held.id)));
+            rollout::restart(cluster, namespace, &workload, rollout_limit(asked.limit_ms)).await?;
+            abandoned.disarm();
+        }
         let made = self.make(cluster, &stand_in, &record).await;
         let id = &record.held.id;
         if let Err(failure) = &made {
@@ -110,6 +123,38 @@ impl Engagements {
         made?;
         let all = self.registry.list(namespace, &SessionId::from(&*session.id));
         all.into_iter().find(|held| held.id == *id).ok_or_else(|| failure("the engagement was ended meanwhile", ""))
+    }
+
+    /// Decides where the agent runs.
+    async fn choose(
+        &self,
+        cluster: &Cluster,
+        asked: &Engage,
+        workload: &Workload,
+        held: &Held,
+        ports: &[Port],
+    ) -> Result<Choice, Failure> {
+        let inject = cluster.config.inject;
+        let pods = match inject {
+            Inject::Never => Vec::new(),
+            Inject::Enabled | Inject::OnDemand => workload.pods(&cluster.client, &asked.namespace).await?,
+        };
+        let wish = Wish {
+            asked: asked.mode(),
+            default: cluster.config.mode,
+            inject,
+            namespace: &asked.namespace,
+            workload,
+            ports,
+            container: &held.container,
+            others: self.registry.mode(&held.namespace, &held.workload),
+            pods: &pods,
+            is_connected: pods
+                .iter()
+                .filter(|pod| workload::stays(pod))
+                .all(|pod| self.registry.has_agent(&asked.namespace, &pod.name_any())),
+        };
+        wish.choose()
     }
 
     /// Writes the Lease and waits until traffic arrives. The engagement ends when the client does not wait for that.
@@ -256,52 +301,38 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-async fn services(client: &Client, namespace: &str) -> Result<Vec<Service>, Failure> {
-    let list =
-        Api::<Service>::namespaced(client.clone(), namespace).list(&ListParams::default().limit(SERVICES_MAX)).await;
-    Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
+/// Forgets an engagement whose pods did not get their agents, or whose client has stopped waiting for that.
+struct ForgetOnDrop<'a>(Option<(&'a Registry, &'a str)>);
+
+impl ForgetOnDrop<'_> {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
 }
 
-/// Whether the workload's own pods are made with agents.
-fn has_agents(cluster: &Cluster, namespace: &str, workload: &Workload) -> Result<(), Failure> {
-    if !cluster.config.inject {
-        return Err(failure(
-            "this manager puts no agents into a workload's own pods",
-            "leave --mode out, or have the chart's value engage.inject say that it does",
-        ));
+impl Drop for ForgetOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some((registry, id)) = self.0 {
+            registry.forget(id);
+        }
     }
-    if sidecar::asks(&workload.template) {
-        return Ok(());
-    }
-    let (key, value) = sidecar::INJECT;
-    let template = json!({"spec": {"template": {"metadata": {"labels": {key: value}}}}});
-    Err(failure(
-        format!("the pods of {workload} are made without agents"),
-        format!(
-            "`kubectl -n {namespace} patch {workload} --type merge --patch '{template}'` restarts them with one; without --mode \
-             nothing is restarted"
-        ),
-    ))
+}
+
+/// How long a rollout is waited for by a client that waits for its answer for so long, or does not say.
+fn rollout_limit(limit_ms: u32) -> Duration {
+    let limit = if limit_ms == 0 { START_LIMIT } else { Duration::from_millis(limit_ms.into()) };
+    limit.saturating_sub(ANSWER_EARLIER).min(ROLLOUT_LIMIT)
 }
 
 /// An engagement of traffic, with what the cluster knows of it.
-fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Held, Failure> {
+fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<(Held, Vec<Port>), Failure> {
     if asked.what() == wire::Kind::Replace && asked.filter.is_some() {
         return Err(failure("what replaces a container gets all of its requests", "`tp intercept` has filters"));
     }
     let taken = taken(asked, workload, service)?;
     let ports: Vec<Port> = taken.iter().map(|(port, _)| port.clone()).collect();
-    if asked.mode() == Mode::Sidecar
-        && let Some(port) = ports.iter().find(|port| port.target_name.is_none())
-    {
-        let (name, from, to) = (service.name_any(), port.service_port, port.container_port);
-        return Err(failure(
-            format!("the Service {name} leads port {from} to port {to} by number, which passes agents in the pods by"),
-            "leave --mode out: a stand-in takes it",
-        ));
-    }
     let app = container::find(workload, &asked.container, &ports)?;
-    let ports = taken.into_iter().map(|(port, local)| HeldPort {
+    let held_ports = taken.into_iter().map(|(port, local)| HeldPort {
         port: port.container_port.into(),
         transport: port.transport.into(),
         service_port: port.service_port.into(),
@@ -309,7 +340,7 @@ fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Hel
     });
     let held = Held {
         service: service.name_any(),
-        ports: ports.collect(),
+        ports: held_ports.collect(),
         filter: asked.filter.clone(),
         when_away: asked.when_away,
         wait_ms: asked.wait_ms,
@@ -319,7 +350,7 @@ fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Hel
     for order in orders_of(&held) {
         tp_protocol::engage::Engagement::try_from(&order).map_err(|error| failure(error.to_string(), ""))?;
     }
-    Ok(held)
+    Ok((held, ports))
 }
 
 /// An engagement of a container's environment and volumes alone.
@@ -330,21 +361,15 @@ fn ingested(asked: &Engage, workload: &Workload) -> Result<Held, Failure> {
     held(asked, workload, container::find(workload, &asked.container, &[])?)
 }
 
-/// What every engagement has.
+/// What every engagement has. Where its agent runs is decided later.
 fn held(asked: &Engage, workload: &Workload, app: &Container) -> Result<Held, Failure> {
     let mut random = [0; ID_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| failure("the manager has no randomness", ""))?;
-    let (mode, why_mode) = match asked.mode() {
-        Mode::Sidecar => (Mode::Sidecar, "it was asked for"),
-        Mode::Auto | Mode::StandIn => (Mode::StandIn, "it restarts nothing"),
-    };
     Ok(Held {
         id: fresh_id(&workload.name, &random),
         namespace: asked.namespace.clone(),
         workload: workload.to_string(),
         what: asked.what,
-        mode: mode.into(),
-        why_mode: why_mode.to_owned(),
         holder: asked.holder.clone(),
         since: Timestamp::now().as_second(),
         container: app.name.clone(),

@@ -28,7 +28,7 @@ use tp_protocol::engage::call::{AgentPort, AppProtocol, Failure, Orders};
 use super::calls::orders_of;
 use super::registry::{Phase, Registry, Wanted};
 use super::service::{Port, STAND_IN};
-use super::sidecar::{INJECT, NOT_INJECTED};
+use super::sidecar::NOT_INJECTED;
 use super::stand_in::{App, StandIn, owning, replica_set};
 use super::workload::Workload;
 use super::{Cluster, container, failure, params, service, sidecar, workload};
@@ -169,7 +169,7 @@ async fn target(cluster: &Cluster, stand_in: &StandIn) -> Result<Option<Target>,
     if !stand_in.takes_traffic() {
         let pods = match stand_in.is_sidecar {
             // Those of other workloads are told apart by their controllers: the workload's own labels may change with a rollout.
-            true => pods(&format!("{}={}", INJECT.0, INJECT.1)),
+            true => pods(&sidecar::selector()),
             false => pods(&format!("{STAND_IN}={}", stand_in.name)),
         };
         return Ok(Some(Target { workload, service: None, ports: Vec::new(), pods, services: pending().boxed() }));
@@ -315,8 +315,9 @@ impl Place {
             self.on_failure(&failure(
                 format!("no pod of {} has an agent", self.stand_in.workload),
                 format!(
-                    "`kubectl -n {} describe pods -l {}={}` says why, in the annotation {}",
-                    self.stand_in.namespace, INJECT.0, INJECT.1, NOT_INJECTED
+                    "`kubectl -n {} describe pods -l '{}'` says why, in the annotation {NOT_INJECTED}",
+                    self.stand_in.namespace,
+                    sidecar::selector()
                 ),
             ));
             return Ok(false);
@@ -686,15 +687,6 @@ fn not_found(error: kube::Error) -> kube::Result<()> {
 impl PodFacts {
     fn of(pod: &Pod, stand_in: &StandIn, workload: &Workload) -> Self {
         let status = pod.status.as_ref();
-        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        let is_ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
-        let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-        let waiting = containers.iter().filter_map(|it| it.state.as_ref()?.waiting.as_ref()).find_map(|waiting| {
-            // Others, such as ContainerCreating, pass; so may a pod that no node has room for yet.
-            let reason = waiting.reason.as_deref()?;
-            let lasts = reason.contains("Err") || reason.contains("BackOff") || reason.contains("Invalid");
-            lasts.then(|| format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default()))
-        });
         let (has_agent, is_app) = match stand_in.is_sidecar {
             true => {
                 let (is_own, has_agent) = (workload.owns(pod), sidecar::has_agent(pod));
@@ -708,12 +700,12 @@ impl PodFacts {
         Self {
             has_agent,
             is_app,
-            is_ready,
+            is_ready: workload::is_ready(pod),
             is_going: pod.metadata.deletion_timestamp.is_some(),
             replica_set: pod.owner_references().iter().find(|it| it.controller == Some(true)).map(|it| it.uid.clone()),
             address: status.and_then(|status| status.pod_ip.clone()),
             // What keeps the workload's own pods from starting is no business of an engagement's.
-            problem: waiting.filter(|_| !stand_in.is_sidecar),
+            problem: workload::problem(pod).filter(|_| !stand_in.is_sidecar),
         }
     }
 }

@@ -408,6 +408,14 @@ impl Registry {
         list
     }
 
+    /// How the traffic of a workload is engaged at the moment, if it is.
+    pub(crate) fn mode(&self, namespace: &str, workload: &str) -> Option<Mode> {
+        let state = self.lock();
+        let held = state.engagements.values().filter(|entry| !entry.is_ending()).map(|entry| &entry.record.held);
+        let mut of_it = held.filter(|held| (held.namespace.as_str(), held.workload.as_str()) == (namespace, workload));
+        of_it.find(|held| !held.ports.is_empty()).map(Held::mode)
+    }
+
     /// What a session holds.
     pub(crate) fn held_by(&self, session: &SessionId) -> Message {
         let mine = self.list("", session).into_iter().filter(|held| held.is_mine);

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tp_protocol::engage::call::{AppProtocol, AskedPort, Failure};
 use tp_protocol::engage::wire::Transport;
@@ -14,6 +15,9 @@ use super::{container, failure};
 
 /// Label of a stand-in's pods with its name, and key that narrows a Service's selector to them.
 pub(crate) const STAND_IN: &str = "tp/stand-in";
+
+/// Services of one namespace that are looked at.
+const SERVICES_MAX: u32 = 5_000;
 
 /// A port of a Service, down to the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,13 @@ pub(crate) struct Port {
     pub(crate) target_name: Option<String>,
     pub(crate) transport: Transport,
     pub(crate) protocol: AppProtocol,
+}
+
+/// Returns the Services of a namespace.
+pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Service>, Failure> {
+    let list =
+        Api::<Service>::namespaced(client.clone(), namespace).list(&ListParams::default().limit(SERVICES_MAX)).await;
+    Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
 }
 
 /// Returns the Service that `asked` means, or the only one that selects the workload's pods.
@@ -227,7 +238,12 @@ mod tests {
             "metadata": {"labels": {"app": "web", "tier": "front"}},
             "spec": {"containers": [{"name": "web", "ports": [{"name": "http", "containerPort": 8080}]}]},
         });
-        Workload { kind: Kind::Deployment, name: "web".into(), template: serde_json::from_value(template).unwrap() }
+        Workload {
+            kind: Kind::Deployment,
+            name: "web".into(),
+            selector: BTreeMap::new(),
+            template: serde_json::from_value(template).unwrap(),
+        }
     }
 
     fn web() -> Service {

@@ -22,11 +22,16 @@ use super::agent::{self, Agent};
 use super::service;
 use crate::config::AgentPod;
 
-/// Label by which a pod asks for an agent, and its value. A label, since webhooks are chosen by labels alone.
-pub(super) const INJECT: (&str, &str) = ("tp/inject", "enabled");
+/// Label by which a pod asks for an agent. A label, since webhooks are chosen by labels alone.
+pub(super) const INJECT: &str = "tp/inject";
+
+/// Values of the label: the workload's owner asks; the manager asks, for a client; the owner wants none.
+pub(super) const ENABLED: &str = "enabled";
+pub(super) const ON_DEMAND: &str = "on-demand";
+pub(super) const DISABLED: &str = "disabled";
 
 /// Annotation with the names of the ports that the agent takes over, separated by commas. Without it, those that Services name.
-const PORTS: &str = "tp/inject-ports";
+pub(super) const PORTS: &str = "tp/inject-ports";
 
 /// Annotation of a pod that asked for an agent and has none: why.
 pub(super) const NOT_INJECTED: &str = "tp/not-injected";
@@ -81,7 +86,7 @@ pub(crate) enum Refusal {
         "beside an agent the pod would never end (restartPolicy {0}); API servers from 1.33 on can keep it from that"
     )]
     RunsToItsEnd(String),
-    #[error("no Service that names a port selects the pod, and the annotation {PORTS} names none")]
+    #[error("no Service that names a port selects the pods, and the annotation {PORTS} names none")]
     NoPort,
     #[error(
         "{0}, and an agent takes ports over by name: give the container's port a name, and let the Service's targetPort say it"
@@ -119,6 +124,11 @@ impl Form {
     }
 }
 
+/// Selects the pods that ask for an agent.
+pub(super) fn selector() -> String {
+    format!("{INJECT} in ({ENABLED},{ON_DEMAND})")
+}
+
 /// Whether a pod asks for an agent.
 pub(crate) fn is_asked_for(pod: &Pod) -> bool {
     asks_by(pod.labels()) && !pod.annotations().contains_key(MIRROR)
@@ -126,17 +136,35 @@ pub(crate) fn is_asked_for(pod: &Pod) -> bool {
 
 /// Whether a pod has an agent.
 pub(crate) fn has_agent(pod: &Pod) -> bool {
-    pod.spec.as_ref().is_some_and(|spec| all_containers(spec).any(|container| container.name == agent::NAME))
+    agent_of(pod).is_some()
 }
 
-/// Whether the pods of a template ask for an agent.
-pub(crate) fn asks(template: &PodTemplateSpec) -> bool {
-    let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
-    labels.is_some_and(asks_by)
+/// A pod's agent.
+pub(super) fn agent_of(pod: &Pod) -> Option<&Container> {
+    pod.spec.as_ref().and_then(|spec| all_containers(spec).find(|container| container.name == agent::NAME))
 }
 
-fn asks_by(labels: &BTreeMap<String, String>) -> bool {
-    labels.get(INJECT.0).is_some_and(|value| value == INJECT.1)
+/// Whether pods with these labels ask for an agent.
+pub(super) fn asks_by(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(INJECT).is_some_and(|value| [ENABLED, ON_DEMAND].contains(&value.as_str()))
+}
+
+/// The container whose environment an agent has.
+pub(super) fn container_of(agent: &Container) -> Option<&str> {
+    let variable = agent.env.iter().flatten().find(|variable| variable.name == agent::CONTAINER);
+    variable.and_then(|variable| variable.value.as_deref())
+}
+
+/// Whether the pods of a template have their agents not take over a port of this name.
+pub(super) fn leaves_out(template: &PodTemplateSpec, name: &str) -> bool {
+    let annotations = template.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
+    let names = annotations.and_then(|annotations| annotations.get(PORTS));
+    names.is_some_and(|names| listed(names).all(|listed| listed != name))
+}
+
+/// Names in an annotation.
+fn listed(names: &str) -> impl Iterator<Item = &str> {
+    names.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
 /// Finds out how a new pod gets an agent. One that has an agent is left as it is, so that a pod can be looked at twice.
@@ -213,10 +241,7 @@ fn take(
         .map(|port| format!("a Service leads port {} to port {} by number", port.service_port, port.container_port))
         .collect();
     let by_number: Vec<String> = by_number.into_iter().collect();
-    let asked: Option<Vec<&str>> = pod
-        .annotations()
-        .get(PORTS)
-        .map(|names| names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect());
+    let asked: Option<Vec<&str>> = pod.annotations().get(PORTS).map(|names| listed(names).collect());
     let names: Vec<&str> = match asked {
         Some(names) => names,
         None => of_services.iter().filter_map(|port| port.target_name.as_deref()).collect(),

@@ -286,7 +286,12 @@ mod tests {
             "metadata": {"labels": {"app": "web", "pod-template-hash": "5d"}},
             "spec": {"serviceAccountName": "shop", "containers": [{"name": "web", "env": [{"name": "MODE", "value": "x"}]}]},
         });
-        Workload { kind: Kind::Deployment, name: name.into(), template: serde_json::from_value(template).unwrap() }
+        Workload {
+            kind: Kind::Deployment,
+            name: name.into(),
+            selector: BTreeMap::new(),
+            template: serde_json::from_value(template).unwrap(),
+        }
     }
 
     /// An engagement of `workload` in `shop`, behind a Service or of a container.

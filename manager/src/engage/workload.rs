@@ -5,6 +5,7 @@ use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Container, Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -36,11 +37,23 @@ pub(crate) enum Kind {
 pub(crate) struct Workload {
     pub(crate) kind: Kind,
     pub(crate) name: String,
+    /// Labels by which its pods are found, those that an earlier template has made included.
+    pub(crate) selector: BTreeMap<String, String>,
     pub(crate) template: PodTemplateSpec,
 }
 
 impl Kind {
     const ALL: [Self; 4] = [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::ReplicaSet];
+
+    /// Its name in URLs and in RBAC.
+    pub(super) const fn resource(self) -> &'static str {
+        match self {
+            Self::DaemonSet => "daemonsets",
+            Self::Deployment => "deployments",
+            Self::ReplicaSet => "replicasets",
+            Self::StatefulSet => "statefulsets",
+        }
+    }
 
     /// Reads a kind as kubectl does: in full, in the plural, or short.
     fn parse(text: &str) -> Option<Self> {
@@ -94,6 +107,15 @@ impl Workload {
         controllers.any(|owner| owner.kind == kind && owner.name == name)
     }
 
+    /// The workload's pods, those that are going included.
+    pub(crate) async fn pods(&self, client: &Client, namespace: &str) -> Result<Vec<Pod>, Failure> {
+        let selector: Vec<String> = self.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let params = ListParams::default().labels(&selector.join(","));
+        let listed = Api::<Pod>::namespaced(client.clone(), namespace).list(&params).await;
+        let listed = listed.map_err(|error| failure(format!("cannot list the pods of {self}: {error}"), ""))?;
+        Ok(listed.items.into_iter().filter(|pod| self.owns(pod)).collect())
+    }
+
     /// The containers of the workload's pods.
     pub(crate) fn containers(&self) -> &[Container] {
         self.template.spec.as_ref().map_or(&[], |spec| &spec.containers)
@@ -106,10 +128,18 @@ pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Workloa
     let mut all = Vec::new();
     for kind in Kind::ALL {
         let of_kind = match kind {
-            Kind::Deployment => of::<Deployment>(client, namespace, |it| Some(it.spec.template)).await,
-            Kind::StatefulSet => of::<StatefulSet>(client, namespace, |it| Some(it.spec.template)).await,
-            Kind::DaemonSet => of::<DaemonSet>(client, namespace, |it| Some(it.spec.template)).await,
-            Kind::ReplicaSet => of::<ReplicaSet>(client, namespace, |it| it.spec.template).await,
+            Kind::Deployment => {
+                of::<Deployment>(client, namespace, |it| Some((it.spec.selector, it.spec.template))).await
+            }
+            Kind::StatefulSet => {
+                of::<StatefulSet>(client, namespace, |it| Some((it.spec.selector, it.spec.template))).await
+            }
+            Kind::DaemonSet => {
+                of::<DaemonSet>(client, namespace, |it| Some((it.spec.selector, it.spec.template))).await
+            }
+            Kind::ReplicaSet => {
+                of::<ReplicaSet>(client, namespace, |it| Some((it.spec.selector, it.spec.template?))).await
+            }
         };
         let of_kind = of_kind.map_err(|error| {
             failure(
@@ -117,7 +147,12 @@ pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Workloa
                 "the manager's ClusterRole allows it in its own chart: `tp helm upgrade` puts it right",
             )
         })?;
-        all.extend(of_kind.into_iter().map(|(name, template)| Workload { kind, name, template }));
+        all.extend(of_kind.into_iter().map(|(name, (selector, template))| Workload {
+            kind,
+            name,
+            selector: selector.match_labels.unwrap_or_default(),
+            template,
+        }));
     }
     all.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     Ok(all)
@@ -126,8 +161,8 @@ pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Workloa
 async fn of<K>(
     client: &Client,
     namespace: &str,
-    template: fn(K) -> Option<PodTemplateSpec>,
-) -> kube::Result<Vec<(String, PodTemplateSpec)>>
+    makes: fn(K) -> Option<(LabelSelector, PodTemplateSpec)>,
+) -> kube::Result<Vec<(String, (LabelSelector, PodTemplateSpec))>>
 where
     K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + fmt::Debug + DeserializeOwned,
 {
@@ -142,11 +177,35 @@ where
             !is_controlled && !it.labels().contains_key(STAND_IN)
         };
         let own = page.items.into_iter().filter(is_own);
-        found.extend(own.filter_map(|it| Some((it.name_any(), template(it)?))));
+        found.extend(own.filter_map(|it| Some((it.name_any(), makes(it)?))));
         if params.continue_token.is_none() {
             return Ok(found);
         }
     }
+}
+
+/// Whether a pod is not going, and has not ended.
+pub(super) fn stays(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+/// Whether a pod gets the traffic of its Services.
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True")
+}
+
+/// Why a pod does not start, when that will not pass by itself.
+pub(super) fn problem(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    containers.filter_map(|it| it.state.as_ref()?.waiting.as_ref()).find_map(|waiting| {
+        // Others, such as ContainerCreating, pass; so may a pod that no node has room for yet.
+        let reason = waiting.reason.as_deref()?;
+        let lasts = reason.contains("Err") || reason.contains("BackOff") || reason.contains("Invalid");
+        lasts.then(|| format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default()))
+    })
 }
 
 /// Finds the workload that `asked` means: `KIND/NAME`, or a name.
@@ -224,6 +283,7 @@ mod tests {
         let of = |(kind, name): &(Kind, &str)| Workload {
             kind: *kind,
             name: (*name).to_owned(),
+            selector: BTreeMap::new(),
             template: PodTemplateSpec::default(),
         };
         names.iter().map(of).collect()

@@ -77,7 +77,7 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::identity::rights::{Rights, RightsError, Verdict};
+    use crate::identity::rights::{Right, Rights, RightsError, Verdict};
     use crate::session::hub::{FlowLimits, Hub};
     use crate::session::{SessionId, SessionLimits};
 
@@ -117,7 +117,7 @@ pub(super) mod tests {
     struct Silent;
 
     impl Rights for Silent {
-        fn review<'a>(&'a self, _: &'a User, _: &'a str) -> BoxFuture<'a, Result<Verdict, RightsError>> {
+        fn review<'a>(&'a self, _: &'a User, _: &'a str, _: Right) -> BoxFuture<'a, Result<Verdict, RightsError>> {
             Box::pin(async { Err(RightsError::NoStatus) })
         }
     }

@@ -1,19 +1,24 @@
-//! Reviews of new pods: one that asks for an agent gets it ([`crate::engage::sidecar`]).
+//! Reviews of new pods: one that asks for an agent gets it (`engage::sidecar`).
 //!
-//! No pod is kept from starting. One that gets no agent has an annotation that says why, and whoever made it is warned.
+//! No pod is kept from starting. One that gets no agent has an annotation that says why, whoever made it is warned, and an Event
+//! tells everybody else. It is about the pod's controller: the pod has no name yet.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 
 use super::path::SecretPath;
 use super::review::{AdmissionRequest, AdmissionReview, Allowed};
+use crate::MANAGER;
 use crate::engage::Cluster;
+use crate::engage::rollout::REASON;
 use crate::engage::sidecar::{self, Form, Injection, Refusal, Wanted};
 
 /// What the path begins with.
@@ -23,6 +28,12 @@ const PREFIX: &str = "/inject/";
 /// nobody why.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// How long telling of it in an Event may take. Together with [`LIMIT`] less than the API server waits.
+const EVENT_LIMIT: Duration = Duration::from_millis(500);
+
+/// Longest text of an Event (events.k8s.io/v1, `note`).
+const NOTE_BYTES_MAX: usize = 1_024;
+
 /// Puts agents into pods.
 pub struct InjectHook {
     path: SecretPath,
@@ -31,6 +42,8 @@ pub struct InjectHook {
     ca: watch::Receiver<String>,
     /// What the API server can do; found out once.
     form: OnceCell<Form>,
+    /// Tells of pods that get none.
+    recorder: Recorder,
 }
 
 /// A pod gets no agent.
@@ -70,7 +83,9 @@ impl InjectHook {
     /// Returns `None` when the system has no randomness.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>, ca: watch::Receiver<String>) -> Option<Self> {
-        Some(Self { path: SecretPath::new(PREFIX)?, cluster, ca, form: OnceCell::new() })
+        let recorder =
+            Recorder::new(cluster.client.clone(), Reporter { controller: MANAGER.to_owned(), instance: None });
+        Some(Self { path: SecretPath::new(PREFIX)?, cluster, ca, form: OnceCell::new(), recorder })
     }
 
     /// Where the API server finds it. To be told to nobody else, since an answer says which ports a namespace's Services name.
@@ -85,13 +100,13 @@ impl InjectHook {
     }
 
     /// Takes a review, as the API server sends it to the path, and answers with the patch that puts an agent into the pod, if
-    /// it asks for one; `None` when it is no review. Answers within [`LIMIT`].
+    /// it asks for one; `None` when it is no review. Answers within `LIMIT` and `EVENT_LIMIT`.
     pub async fn answer(&self, body: &[u8]) -> Option<Vec<u8>> {
         let request = serde_json::from_slice::<AdmissionReview<Pod>>(body).ok()?.request;
         let allowed = Allowed::new(&request.uid);
         let Some(pod) = pod_that_asks(&request) else { return allowed.to_json() };
         let namespace = request.namespace.as_str();
-        let name = pod.metadata.name.as_ref().or(pod.metadata.generate_name.as_ref());
+        let name = name_of(pod);
         let found = timeout(LIMIT, self.inject(namespace, pod)).await.unwrap_or(Err(InjectError::TimedOut));
         match found {
             Ok(Injection { operations, .. }) if operations.is_empty() => allowed.to_json(),
@@ -104,8 +119,27 @@ impl InjectHook {
                 tracing::warn!(namespace, name, %error, "pod starts without the agent that it asks for");
                 let why = error.to_string();
                 let warning = format!("the pod starts without tp's agent: {why}");
+                if !request.dry_run {
+                    self.tell(namespace, pod, &warning).await;
+                }
                 allowed.with_patch(sidecar::not_injected(pod, &why)).with_warnings(vec![warning]).to_json()
             }
+        }
+    }
+
+    /// Writes an Event about a pod that gets no agent.
+    async fn tell(&self, namespace: &str, pod: &Pod, note: &str) {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: REASON.to_owned(),
+            note: Some(note[..note.floor_char_boundary(NOTE_BYTES_MAX)].to_owned()),
+            action: "Inject".to_owned(),
+            secondary: None,
+        };
+        match timeout(EVENT_LIMIT, self.recorder.publish(&event, &regarding(namespace, pod))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(namespace, %error, "no Event tells of a pod without an agent"),
+            Err(_) => tracing::warn!(namespace, "no Event tells of a pod without an agent: the API server is too slow"),
         }
     }
 
@@ -136,6 +170,32 @@ fn pod_that_asks(request: &AdmissionRequest<Pod>) -> Option<&Pod> {
     request.object.as_ref().filter(|pod| is_new_pod && sidecar::is_asked_for(pod))
 }
 
+/// Name of a pod, or what it will begin with.
+fn name_of(pod: &Pod) -> Option<&str> {
+    pod.metadata.name.as_deref().or(pod.metadata.generate_name.as_deref())
+}
+
+/// What an Event about a new pod is about.
+fn regarding(namespace: &str, pod: &Pod) -> ObjectReference {
+    let reference = ObjectReference { namespace: Some(namespace.to_owned()), ..ObjectReference::default() };
+    match pod.owner_references().iter().find(|owner| owner.controller == Some(true)) {
+        Some(owner) => ObjectReference {
+            api_version: Some(owner.api_version.clone()),
+            kind: Some(owner.kind.clone()),
+            name: Some(owner.name.clone()),
+            uid: Some(owner.uid.clone()),
+            ..reference
+        },
+        None => ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            // The name of the Event begins with it, and each of the name's parts ends with a letter or digit.
+            name: name_of(pod).map(|name| name.trim_end_matches('-').to_owned()),
+            ..reference
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use base64::Engine as _;
@@ -148,6 +208,7 @@ mod tests {
     use crate::fake_api::{FakeApi, status};
 
     const SERVICES: &str = "/api/v1/namespaces/shop/services";
+    const EVENT: &str = "POST /apis/events.k8s.io/v1/namespaces/shop/events";
 
     /// A hook of an API server whose namespace `shop` has a Service that names its target port.
     fn hook(ca: &str) -> (FakeApi, InjectHook) {
@@ -257,5 +318,20 @@ mod tests {
             let warning = response["warnings"][0].as_str().unwrap();
             assert_eq!(warning, format!("the pod starts without tp's agent: {annotation}"));
         }
+        assert_eq!((api.count(EVENT), api.count("POST /apis/events.k8s.io/v1/namespaces/tp-system/events")), (1, 1));
+        let mut dry = review("shop");
+        dry["request"]["dryRun"] = json!(true);
+        ask(&with_ca, &dry).await;
+        assert_eq!(api.count(EVENT), 1);
+    }
+
+    #[test]
+    fn an_event_is_about_the_pods_controller_or_the_pod() {
+        let owner = json!({"kind": "ReplicaSet", "name": "web-5d4f", "uid": "u-2", "apiVersion": "apps/v1", "controller": true});
+        let pod = |metadata: Value| serde_json::from_value::<Pod>(json!({"metadata": metadata})).unwrap();
+        let of_set = regarding("shop", &pod(json!({"generateName": "web-5d4f-", "ownerReferences": [owner]})));
+        assert_eq!((of_set.kind.as_deref(), of_set.uid.as_deref()), (Some("ReplicaSet"), Some("u-2")));
+        let alone = regarding("shop", &pod(json!({"name": "web"})));
+        assert_eq!((alone.kind.as_deref(), alone.name.as_deref()), (Some("Pod"), Some("web")));
     }
 }

@@ -25,6 +25,9 @@ pub(super) struct AdmissionRequest<O> {
     #[serde(default)]
     pub(super) name: String,
     pub(super) operation: String,
+    /// Nothing comes of the request, and nothing is to come of the review.
+    #[serde(default)]
+    pub(super) dry_run: bool,
     pub(super) user_info: UserInfo,
     pub(super) object: Option<O>,
 }

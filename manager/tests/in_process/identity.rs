@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tp_manager::identity::User;
-use tp_manager::identity::rights::{Rights, RightsError, Verdict as May};
+use tp_manager::identity::rights::{Right, Rights, RightsError, Verdict as May};
 use tp_manager::webhook::Webhooks;
 use tp_protocol::engage::call::{AskedPort, Call, Engage, Failure, answer, call};
 use tp_protocol::frame;
@@ -24,7 +24,7 @@ use crate::stage::{Client, Stage, soon};
 struct Reviewer(Arc<Mutex<Vec<(User, String)>>>);
 
 impl Rights for Reviewer {
-    fn review<'a>(&'a self, user: &'a User, namespace: &'a str) -> BoxFuture<'a, Result<May, RightsError>> {
+    fn review<'a>(&'a self, user: &'a User, namespace: &'a str, _: Right) -> BoxFuture<'a, Result<May, RightsError>> {
         self.0.lock().unwrap().push((user.clone(), namespace.to_owned()));
         let answer = match (user.name.as_str(), namespace) {
             ("ann", "shop") => Ok(May::Allowed("she may".into())),

@@ -82,7 +82,7 @@ fn without_flags_the_only_port_is_meant() {
         what: Kind::Intercept.into(),
         when_away: wire::WhenAway::Cluster.into(),
         wait_ms: 2_000,
-        mode: call::Mode::Auto.into(),
+        limit_ms: 120_000,
         holder: "ann@laptop".into(),
         ..Engage::default()
     };
@@ -102,6 +102,7 @@ fn every_flag_is_passed_on() {
     assert_eq!(ports, [("http", "[::1]:9000"), ("8081", "[::1]:9001")]);
     assert_eq!((engage.when_away(), engage.wait_ms), (wire::WhenAway::Hold, 500));
     assert_eq!((engage.mode(), engage.replace_held), (call::Mode::StandIn, true));
+    assert_eq!(parse("web --mode auto").unwrap().mode(), call::Mode::Auto);
     assert_eq!(engage.filter, None);
 }
 

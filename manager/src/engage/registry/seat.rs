@@ -59,6 +59,11 @@ impl Registry {
         Seat { registry: self.clone(), pod, number, orders, questions }
     }
 
+    /// Whether the agent of a pod is connected.
+    pub(crate) fn has_agent(&self, namespace: &str, pod: &str) -> bool {
+        self.lock().agents.contains_key(&(namespace.to_owned(), pod.to_owned()))
+    }
+
     /// Gives an agent its orders, if they are its first or others than before, and returns what it last said of them: `None`
     /// when it is not here or has not carried them out yet.
     pub(crate) fn order(&self, namespace: &str, pod: &str, orders: &Orders) -> Option<AgentState> {

@@ -295,6 +295,7 @@ fn a_refusal_is_written_where_the_pods_owner_looks() {
 fn only_pods_with_the_label_ask_for_an_agent() {
     let asks = |pod: Value| is_asked_for(&serde_json::from_value(pod).unwrap());
     assert!(asks(web()));
+    assert!(asks(with(web(), "/metadata/labels", json!({"tp/inject": "on-demand"}))));
     assert!(!asks(with(web(), "/metadata/labels", json!({"app": "web"}))));
     assert!(!asks(with(web(), "/metadata/labels", json!({"tp/inject": "disabled"}))));
     assert!(!asks(with(web(), "/metadata/annotations", json!({"kubernetes.io/config.mirror": "x"}))));

@@ -14,6 +14,7 @@ logs=$TP_ROOT_DIR/.tmp/check
 rm -rf "$logs" && mkdir -p "$logs"
 
 CARGO_DENY_VERSION=0.20.2
+E2E_THREADS=6
 passed=0
 failed=0
 
@@ -154,16 +155,31 @@ save_logs() {
   say "logs of nodes, pods and containers are in $logs"
 }
 
+# Starts the cluster's node in the background, since that is more waiting than work.
+start_node() {
+  trap 'wait "$node"; bring_down >/dev/null 2>&1' EXIT
+  bring_down >/dev/null 2>&1
+  tests/cluster/cluster.sh up >"$(log_of 'start of the node')" 2>&1 &
+  node=$!
+}
+
+node_has_started() {
+  wait "$node" || { cat "$(log_of 'start of the node')" && return 1; }
+}
+
+e2e() { cargo test --locked -p tp-tests --test e2e -- "$@"; }
+
 end_to_end() {
   check 'build' tests/build.sh || return
   check 'binaries are static' are_static
   check 'reference pages' tests/docs.sh --check
   check 'images' tests/images.sh || return
-  trap 'bring_down >/dev/null 2>&1' EXIT
-  bring_down >/dev/null 2>&1
+  check 'node' node_has_started || { save_logs && return; }
   check 'cluster' tests/testbed.sh up || { save_logs && return; }
   eval "$(tests/testbed.sh env)"
-  suite 'end to end' cargo test --locked -p tp-tests --test e2e || save_logs
+  # Most of a test is waiting for the cluster, so more of them run at a time than there are processors.
+  suite 'end to end' e2e --skip ::alone_ --test-threads "$E2E_THREADS" || save_logs
+  suite 'end to end, alone' e2e ::alone_ --test-threads 1 || save_logs
   check 'cluster leaves no trace' cluster_goes_without_a_trace
   trap - EXIT
 }
@@ -177,9 +193,10 @@ finish() {
 
 case ${1:-all} in
   lint) lint ;;
-  e2e) end_to_end ;;
+  e2e) start_node && end_to_end ;;
   all)
     tests/preflight.sh || { count_failed preflight "$SECONDS" 1 above; finish; exit 1; }
+    start_node
     lint
     suite 'tests of the crates' cargo test --locked --workspace --no-fail-fast
     end_to_end

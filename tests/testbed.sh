@@ -20,7 +20,7 @@ up() {
   "$cluster" samples
   "$cluster" kubectl -n tp-system get statefulset tp-manager >/dev/null 2>&1 && verb=upgrade
   step "tp helm $verb"
-  KUBECONFIG=$admin "$tp" helm "$verb" --set "image.registry=$TP_REGISTRY" >&2
+  KUBECONFIG=$admin "$tp" helm "$verb" --set "image.registry=$TP_REGISTRY" --set engage.inject=on-demand >&2
   "$cluster" samples agent
   say "the plain user's kubeconfig, which may port-forward to the manager and nothing else: $("$cluster" kubeconfig user)"
   echo "export KUBECONFIG=$admin"

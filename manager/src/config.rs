@@ -138,6 +138,36 @@ pub struct Engage {
     pub enabled: bool,
     /// Namespaces whose workloads may not be engaged.
     pub forbidden_namespaces: Vec<String>,
+    /// Which of the workloads' own pods get an agent; the chart makes the webhook for it.
+    pub inject: Inject,
+    /// Where the agent runs when a client does not say.
+    pub mode: Mode,
+}
+
+/// Which of the workloads' own pods get an agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Inject {
+    /// None.
+    #[default]
+    Never,
+    /// Those that ask for it.
+    Enabled,
+    /// Those, and those of a workload that is engaged in its own pods, which are restarted for it.
+    OnDemand,
+}
+
+/// Where the agent runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Where nothing is restarted for it.
+    #[default]
+    Auto,
+    /// In a pod of its own.
+    StandIn,
+    /// In the workload's pods.
+    Sidecar,
 }
 
 /// Who may engage workloads.
@@ -151,7 +181,7 @@ pub enum Authorization {
     PortForwardOnly,
 }
 
-/// The `agent` section: how stand-ins are made.
+/// The `agent` section: how agents run, in stand-ins and in workloads' own pods.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct AgentPod {
@@ -170,7 +200,8 @@ pub struct AgentPod {
 
 impl Default for Engage {
     fn default() -> Self {
-        Self { enabled: true, forbidden_namespaces: vec!["kube-system".to_owned()] }
+        let forbidden_namespaces = vec!["kube-system".to_owned()];
+        Self { enabled: true, forbidden_namespaces, inject: Inject::default(), mode: Mode::default() }
     }
 }
 
@@ -399,6 +430,7 @@ mod tests {
              timeouts: {sessionGrace: 1m30s, dns: 500ms}\n\
              dialPolicy: {deny: [10.0.0.0/8], allow: ['10.1.2.3:5432', nodes]}\n\
              authorization: port-forward-only\n\
+             engage: {inject: on-demand, mode: stand-in}\n\
              cluster: {domain: corp.local, serviceSubnets: [10.96.0.0/16], podSubnets: ['fd00::/64']}\n\
              client: {dns: {exclude: [corp.example]}, timeouts: {connect: 5s}}\n",
         )
@@ -409,6 +441,8 @@ mod tests {
         assert_eq!(config.timeouts.dns, Duration::from_millis(500));
         assert_eq!(config.dial_policy.allow.len(), 2);
         assert_eq!(config.authorization, Authorization::PortForwardOnly);
+        assert!(config.engage.enabled);
+        assert_eq!((config.engage.inject, config.engage.mode), (Inject::OnDemand, Mode::StandIn));
         assert_eq!(config.cluster.domain, "corp.local");
         assert_eq!(config.cluster.service_subnets, ["10.96.0.0/16".parse().unwrap()]);
         assert_eq!(config.client, r#"{"dns":{"exclude":["corp.example"]},"timeouts":{"connect":"5s"}}"#);

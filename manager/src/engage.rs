@@ -6,7 +6,11 @@
 //! | `container` | which of its containers, and how it runs (pure) |
 //! | `quantity` | Kubernetes' notation of amounts (pure) |
 //! | `service` | which Service and ports are meant, and the patches of its selector (pure) |
+//! | `agent` | the agent's container (pure) |
 //! | `stand_in` | the objects: a ReplicaSet per stand-in, a Lease per engagement (pure) |
+//! | `sidecar` | what makes a workload's own pod one with an agent (pure) |
+//! | `mode` | which of the two an engagement is for (pure) |
+//! | `rollout` | the restart that gives a workload's pods their agents |
 //! | `registry` | the engagements at this moment, who holds them, and who waits for what (no Kubernetes) |
 //! | `place` | a task per stand-in that makes the cluster what its engagements want |
 //! | `calls` | what clients ask for |
@@ -31,16 +35,20 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tp_protocol::engage::call::Failure;
 
 use crate::MANAGER;
-use crate::config::{AgentPod, Engage};
+use crate::config::{AgentPod, Engage, Inject};
 use crate::identity::Identities;
 
+mod agent;
 mod calls;
 mod container;
+mod mode;
 mod place;
 mod quantity;
 pub(crate) mod registry;
 mod rights;
+pub(crate) mod rollout;
 mod service;
+pub(crate) mod sidecar;
 mod stand_in;
 pub(crate) mod to_pod;
 mod workload;
@@ -72,7 +80,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Whether workloads of this namespace are not to be engaged.
-    fn forbids(&self, namespace: &str) -> bool {
+    pub(crate) fn forbids(&self, namespace: &str) -> bool {
         namespace == self.namespace || self.config.forbidden_namespaces.iter().any(|forbidden| forbidden == namespace)
     }
 }
@@ -103,6 +111,11 @@ impl Engagements {
     /// What finds out who clients are; `None` when nothing depends on it.
     pub(crate) fn identities(&self) -> Option<&Identities> {
         self.cluster.as_ref()?.identities.as_ref()
+    }
+
+    /// The cluster in which pods that ask for an agent get one; `None` when none do.
+    pub(crate) fn injecting(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref().filter(|cluster| cluster.config.inject != Inject::Never)
     }
 
     /// Takes up what the Leases say, follows them, renews them, and ends the engagements of clients that are gone. Runs

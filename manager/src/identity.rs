@@ -28,7 +28,7 @@ mod door;
 pub mod rights;
 
 use claims::{Claims, Noted};
-use rights::{Rights, RightsError, Verdict};
+use rights::{Right, Rights, RightsError, Verdict};
 
 /// A user, as the API server knows them. What they may depends on all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,12 +138,12 @@ impl Identities {
         self.shared.hub.user(session)
     }
 
-    /// Asks whether `user` may engage workloads of a namespace.
+    /// Asks whether `user` has a right in a namespace.
     ///
     /// # Errors
     /// [`RightsError`] when the API server does not say.
-    pub(crate) async fn may_engage(&self, user: &User, namespace: &str) -> Result<Verdict, RightsError> {
-        self.shared.rights.review(user, namespace).await
+    pub(crate) async fn may(&self, user: &User, namespace: &str, right: Right) -> Result<Verdict, RightsError> {
+        self.shared.rights.review(user, namespace, right).await
     }
 
     fn claims(&self) -> MutexGuard<'_, Claims> {

@@ -138,7 +138,7 @@ pub(crate) async fn refuse(pending: Pending, refusal: Refusal) -> Result<(), Lan
 async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) -> Result<(), LaneError> {
     let mut tasks = JoinSet::new();
     let handle = lane.handle().clone();
-    let mut watch = pin!(ticket.watch(&handle));
+    let mut watch = pin!(ticket.watch(&handle, &services.stopping));
     let mut draining = false;
     loop {
         tokio::select! {
@@ -163,7 +163,7 @@ async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) ->
             },
             Some(ended) = tasks.join_next() => log_end("flow", ended),
             () = ticket.closed.cancelled() => return Ok(()),
-            never = &mut watch => match never {},
+            () = &mut watch => return Ok(()),
             () = services.stopping.cancelled(), if !draining => {
                 draining = true;
                 lane.graceful_shutdown();

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use kube::Client;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
@@ -30,6 +31,7 @@ use crate::lane::Services;
 use crate::session::SessionLimits;
 use crate::session::hub::{FlowLimits, Hub};
 use crate::webhook::identity::IdentityHook;
+use crate::webhook::inject::InjectHook;
 use crate::webhook::registration::Registration;
 use crate::webhook::{self, Webhooks};
 use crate::{AGENT_PORT, CLIENT_PORT, HEALTH_PORT, MANAGER, VERSION, WEBHOOK_PORT, health, listen, log_end, trust};
@@ -113,9 +115,7 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     background.spawn(again("CA", move || {
         trust::run(trust_client.clone(), namespace.clone(), names.clone(), tls_tx.clone(), bundle_tx.clone())
     }));
-    if let Some(identities) = services.engagements.identities() {
-        identify(&mut background, identities, &client, &pod, &tls_rx, bundle_rx)?;
-    }
+    webhooks(&mut background, &services.engagements, &client, &pod, &tls_rx, &bundle_rx)?;
     background.spawn(again("cluster", move || {
         cluster_watch::run(client.clone(), pod.namespace.clone(), facts.clone(), published.clone())
     }));
@@ -158,25 +158,42 @@ pub async fn run(config: Config, pod: Pod) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Starts what it takes to find out who clients are: the API server's port, and its registration.
-fn identify(
+/// Starts the API server's port, where it has something to ask, and registers for it.
+fn webhooks(
     background: &mut JoinSet<()>,
-    identities: &Identities,
+    engagements: &Engagements,
     client: &Client,
     pod: &Pod,
     tls: &watch::Receiver<Option<Arc<ServerConfig>>>,
-    bundle: watch::Receiver<String>,
+    bundle: &watch::Receiver<String>,
 ) -> Result<(), RunError> {
-    let listener = bind_any(WEBHOOK_PORT)?;
-    let hook = IdentityHook::new(identities.clone(), &pod.namespace, &pod.name).ok_or(RunError::NoRandomness)?;
-    let registration = Registration::new(client.clone(), &pod.namespace, hook.path());
-    let hooks = Arc::new(Webhooks { identity: hook });
-    background.spawn(webhook::run(hooks, listener, tls.clone()));
-    let identities = identities.clone();
-    background.spawn(again("webhook registration", move || {
-        let (registration, bundle, identities) = (registration.clone(), bundle.clone(), identities.clone());
-        async move { registration.keep(bundle, &identities).await }
-    }));
+    let mut hooks = Webhooks::default();
+    if let Some(identities) = engagements.identities() {
+        let hook = IdentityHook::new(identities.clone(), &pod.namespace, &pod.name).ok_or(RunError::NoRandomness)?;
+        let registration =
+            Registration::<ValidatingWebhookConfiguration>::new(client.clone(), &pod.namespace, hook.path());
+        hooks.identity = Some(hook);
+        let (identities, bundle) = (identities.clone(), bundle.clone());
+        background.spawn(again("registration of the identity webhook", move || {
+            let (registration, bundle, identities) = (registration.clone(), bundle.clone(), identities.clone());
+            async move { registration.keep(bundle, || identities.unheard()).await }
+        }));
+    }
+    if let Some(cluster) = engagements.injecting() {
+        let hook = InjectHook::new(Arc::clone(cluster), bundle.clone()).ok_or(RunError::NoRandomness)?;
+        let registration =
+            Registration::<MutatingWebhookConfiguration>::new(client.clone(), &pod.namespace, hook.path());
+        hooks.inject = Some(hook);
+        let bundle = bundle.clone();
+        background.spawn(again("registration of the inject webhook", move || {
+            let (registration, bundle) = (registration.clone(), bundle.clone());
+            // Nothing is known of pods that it was not asked about.
+            async move { registration.keep(bundle, std::future::pending).await }
+        }));
+    }
+    if hooks.identity.is_some() || hooks.inject.is_some() {
+        background.spawn(webhook::run(Arc::new(hooks), bind_any(WEBHOOK_PORT)?, tls.clone()));
+    }
     Ok(())
 }
 

@@ -3,10 +3,13 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `identity` | reviews of port-forwards to the manager's pod: they name the user |
-//! | `registration` | what the manager writes into its ValidatingWebhookConfiguration |
+//! | `inject` | reviews of new pods: those that ask for an agent get one |
+//! | `review` | what the API server asks, and what it is answered |
+//! | `path` | paths that nobody else knows |
+//! | `registration` | what the manager writes into its webhook configurations |
 //!
 //! API servers do not authenticate themselves to webhooks, unless their own configuration says so, and anybody in the
-//! cluster can reach the port. So the path is a secret: the manager makes it up when it starts, and writes it where only the
+//! cluster can reach the port. So each path is a secret: the manager makes it up when it starts, and writes it where only the
 //! API server and administrators read it. What comes by another path is answered with 404, and has no effect.
 
 use std::convert::Infallible;
@@ -30,9 +33,13 @@ use crate::listen::Gate;
 use crate::log_end;
 
 pub mod identity;
+pub mod inject;
+mod path;
 pub(crate) mod registration;
+mod review;
 
 use identity::IdentityHook;
+use inject::InjectHook;
 
 /// Connections at once. The API server opens one for each review; after a restart all clients show who they are at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -46,14 +53,26 @@ const CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Most bytes of a review.
+/// Most bytes of a review of a port-forward.
 const REVIEW_BYTES_MAX: usize = 256 << 10;
 
+/// Most bytes of a review of a pod: etcd takes objects of 1.5 MiB.
+const POD_REVIEW_BYTES_MAX: usize = 2 << 20;
+
 /// The hooks that are served.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Webhooks {
     /// Names the users of port-forwards.
-    pub identity: IdentityHook,
+    pub identity: Option<IdentityHook>,
+    /// Puts agents into pods.
+    pub inject: Option<InjectHook>,
+}
+
+/// The hook at a path.
+#[derive(Clone, Copy)]
+enum Hook<'a> {
+    Identity(&'a IdentityHook),
+    Inject(&'a InjectHook),
 }
 
 impl Webhooks {
@@ -61,19 +80,31 @@ impl Webhooks {
     ///
     /// # Errors
     /// The status of a refusal.
-    pub fn answer(&self, method: &Method, path: &str, body: &[u8]) -> Result<Vec<u8>, StatusCode> {
-        if !self.identity.is_at(path) {
-            return Err(StatusCode::NOT_FOUND);
-        }
+    pub async fn answer(&self, method: &Method, path: &str, body: &[u8]) -> Result<Vec<u8>, StatusCode> {
+        let hook = self.at(path).ok_or(StatusCode::NOT_FOUND)?;
         if method != Method::POST {
             return Err(StatusCode::METHOD_NOT_ALLOWED);
         }
-        self.identity.answer(body).ok_or(StatusCode::BAD_REQUEST)
+        let answer = match hook {
+            Hook::Identity(hook) => hook.answer(body),
+            Hook::Inject(hook) => hook.answer(body).await,
+        };
+        answer.ok_or(StatusCode::BAD_REQUEST)
     }
 
-    /// Whether there is anything at a path; a body is read for nobody else.
-    fn knows(&self, path: &str) -> bool {
-        self.identity.is_at(path)
+    fn at(&self, path: &str) -> Option<Hook<'_>> {
+        let identity = self.identity.as_ref().filter(|hook| hook.is_at(path)).map(Hook::Identity);
+        identity.or_else(|| self.inject.as_ref().filter(|hook| hook.is_at(path)).map(Hook::Inject))
+    }
+}
+
+impl Hook<'_> {
+    /// Most bytes of what it is asked.
+    fn bytes_max(self) -> usize {
+        match self {
+            Self::Identity(_) => REVIEW_BYTES_MAX,
+            Self::Inject(_) => POD_REVIEW_BYTES_MAX,
+        }
     }
 }
 
@@ -113,10 +144,11 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (head, body) = request.into_parts();
-    let answer = match hooks.knows(head.uri.path()) {
-        false => Err(StatusCode::NOT_FOUND),
-        true => match Limited::new(body, REVIEW_BYTES_MAX).collect().await {
-            Ok(body) => hooks.answer(&head.method, head.uri.path(), &body.to_bytes()),
+    // A body is read for nobody else.
+    let answer = match hooks.at(head.uri.path()) {
+        None => Err(StatusCode::NOT_FOUND),
+        Some(hook) => match Limited::new(body, hook.bytes_max()).collect().await {
+            Ok(body) => hooks.answer(&head.method, head.uri.path(), &body.to_bytes()).await,
             Err(_) => Err(StatusCode::PAYLOAD_TOO_LARGE),
         },
     };
@@ -181,7 +213,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (hook, named) = identity::tests::hook();
         let path = hook.path().to_owned();
-        let server = tokio::spawn(run(Arc::new(Webhooks { identity: hook }), listener, tls));
+        let server = tokio::spawn(run(Arc::new(Webhooks { identity: Some(hook), inject: None }), listener, tls));
         let review = identity::tests::review().to_string();
 
         let forged = ask(&ca, address, &post("/identity", review.len(), &review)).await;

@@ -1,9 +1,13 @@
 //! The agent's configuration: environment variables, which whoever puts the agent into a pod sets.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use tp_protocol::open::Transport;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{ParseError, Targets};
+
+use crate::engine::AppProtocol;
 
 /// What the agent has to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,12 +24,29 @@ pub struct Config {
     pub namespace: String,
     /// `TP_AGENT_CONTAINER`: the container whose environment the agent has; empty for none.
     pub container: String,
+    /// `TP_AGENT_PORTS`, separated by commas, with `TP_AGENT_POD_IP`: what the agent takes from the app of its own pod. None where
+    /// it stands in for other pods.
+    pub own_ports: Vec<OwnPort>,
     /// `TP_AGENT_HEALTH_PORT`: port of the probe.
     pub health_port: u16,
     /// `TP_AGENT_LOG_LEVEL`: level, or levels per module (`info,tp_agent::manager=debug`).
     pub log_filter: Targets,
     /// `TP_AGENT_LOG_FORMAT`: `json` or `text`.
     pub log_format: LogFormat,
+}
+
+/// A port of the app in the agent's own pod: `LISTEN:PORT/TRANSPORT/PROTOCOL`, as in `7491:8080/tcp/http`. `TRANSPORT` is `tcp`
+/// or `udp`, `PROTOCOL` is `unknown`, `http` or `opaque`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnPort {
+    /// Where the agent listens.
+    pub listen: u16,
+    /// Where the app listens. Not on the loopback, for what comes from there may be what the app trusts.
+    pub app: SocketAddr,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// What the app speaks there.
+    pub protocol: AppProtocol,
 }
 
 /// A name and a port. Not an address: the manager's certificate is for its name.
@@ -76,6 +97,7 @@ impl Config {
         };
         let manager = or("TP_AGENT_MANAGER", DEFAULT_MANAGER);
         let health_port = or("TP_AGENT_HEALTH_PORT", DEFAULT_HEALTH_PORT);
+        let own_ports = or("TP_AGENT_PORTS", "");
         let log_level = or("TP_AGENT_LOG_LEVEL", "info");
         let log_format = or("TP_AGENT_LOG_FORMAT", "json");
         let log_filter =
@@ -88,6 +110,15 @@ impl Config {
             pod: required("TP_AGENT_POD")?,
             namespace: required("TP_AGENT_NAMESPACE")?,
             container: or("TP_AGENT_CONTAINER", ""),
+            own_ports: match own_ports.as_str() {
+                "" => Vec::new(),
+                list => {
+                    let text = required("TP_AGENT_POD_IP")?;
+                    let pod: IpAddr = text.parse().map_err(|_| invalid("TP_AGENT_POD_IP", &text, "an address"))?;
+                    let ports: Option<Vec<_>> = list.split(',').map(|port| parse_own_port(port, pod)).collect();
+                    ports.ok_or_else(|| invalid("TP_AGENT_PORTS", list, "a list of LISTEN:PORT/TRANSPORT/PROTOCOL"))?
+                }
+            },
             health_port: health_port.parse().map_err(|_| invalid("TP_AGENT_HEALTH_PORT", &health_port, "a port"))?,
             log_format: match &*log_format {
                 "json" => LogFormat::Json,
@@ -114,6 +145,27 @@ fn parse_address(text: &str) -> Option<ManagerAddress> {
     let is_address = host.parse::<std::net::IpAddr>().is_ok();
     let port = port.parse().ok().filter(|&port| port != 0)?;
     (is_name && !is_address && !host.is_empty()).then(|| ManagerAddress { host: host.to_owned(), port })
+}
+
+fn parse_own_port(text: &str, pod: IpAddr) -> Option<OwnPort> {
+    let port = |text: &str| text.parse().ok().filter(|&port: &u16| port != 0);
+    let mut fields = text.splitn(3, '/');
+    let (listen, app) = fields.next()?.split_once(':')?;
+    Some(OwnPort {
+        listen: port(listen)?,
+        app: SocketAddr::new(pod, port(app)?),
+        transport: match fields.next()? {
+            "tcp" => Transport::Tcp,
+            "udp" => Transport::Udp,
+            _ => return None,
+        },
+        protocol: match fields.next()? {
+            "unknown" => AppProtocol::Unknown,
+            "http" => AppProtocol::Http,
+            "opaque" => AppProtocol::Opaque,
+            _ => return None,
+        },
+    })
 }
 
 #[cfg(test)]
@@ -154,6 +206,23 @@ mod tests {
         let filter = log_filter("debug,rustls=trace").unwrap();
         assert!(filter.would_enable("tp_agent::manager", &Level::DEBUG) && !filter.would_enable("h2", &Level::DEBUG));
         assert!(filter.would_enable("h2", &Level::INFO) && filter.would_enable("rustls", &Level::TRACE));
+    }
+
+    #[test]
+    fn ports_of_the_pods_own_app_are_at_the_pods_address() {
+        let ip = ("TP_AGENT_POD_IP", "fd00::1");
+        let config = read(&[ip, ("TP_AGENT_PORTS", "7491:8080/tcp/http,7492:53/udp/opaque")]).unwrap();
+        let expected = [("[fd00::1]:8080", 7491, AppProtocol::Http), ("[fd00::1]:53", 7492, AppProtocol::Opaque)];
+        let ports: Vec<_> =
+            config.own_ports.iter().map(|port| (port.app.to_string(), port.listen, port.protocol)).collect();
+        assert_eq!(ports, expected.map(|(app, listen, protocol)| (app.to_owned(), listen, protocol)));
+        for list in
+            ["8080", "7491:8080", "7491:8080/tcp", "0:80/tcp/http", "1:80/sctp/http", "1:80/tcp/x", "1:80/tcp/http,"]
+        {
+            assert!(read(&[ip, ("TP_AGENT_PORTS", list)]).is_err(), "{list}");
+        }
+        let error = read(&[("TP_AGENT_PORTS", "7491:8080/tcp/http")]).unwrap_err();
+        assert!(error.to_string().contains("TP_AGENT_POD_IP"), "{error}");
     }
 
     #[test]

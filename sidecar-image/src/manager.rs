@@ -7,6 +7,7 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,10 @@ const LEAVING_MAX: Duration = Duration::from_secs(60);
 
 /// How often the manager is told what has changed since its last orders.
 const STATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a manager that is there may be silent about engagements, until there are none: in the workload's own pods it gives orders
+/// only while there are any. One that has just started has taken them up by then.
+const ORDERS_WAIT: Duration = Duration::from_secs(30);
 
 /// Largest token or CA file: far above both, and below what a wrong path could do.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -252,6 +257,8 @@ async fn talk(
 ) -> Result<(), ConnectionError> {
     // What the manager was told last. Before its first orders, which it numbers, it would mean nothing.
     let mut told = None;
+    let mut silence = pin!(sleep(ORDERS_WAIT));
+    let mut is_silent = true;
     let mut changes = interval(STATE_INTERVAL);
     changes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -262,6 +269,7 @@ async fn talk(
                     Some(From::Ping(ping)) => sender.send(&ToManager::from(To::Pong(ping))).await?,
                     Some(From::Goodbye(goodbye)) => return Err(ConnectionError::Goodbye(goodbye.reason)),
                     Some(From::Orders(orders)) => {
+                        is_silent = false;
                         duties.carry_out(&orders);
                         tell(sender, &mut told, duties.state()).await?;
                         changes.reset();
@@ -273,6 +281,10 @@ async fn talk(
                     Some(From::ClusterInfo(_) | From::Agents(_) | From::Engagements(_)) | None => {}
                 },
             },
+            () = &mut silence, if is_silent => {
+                is_silent = false;
+                duties.forget();
+            }
             _ = changes.tick(), if told.is_some() => {
                 let state = duties.state();
                 if told.as_ref() != Some(&state) {

@@ -1,7 +1,8 @@
 //! What the manager has ordered, and what has become of it.
 //!
 //! The first orders that name ports start the engine, and later ones change where the app's pods are and what is engaged.
-//! What is in force stays so while the manager is away.
+//! What is in force stays so while the manager is away. In the app's own pod the engine starts with the agent, and orders name no
+//! ports.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,6 +17,7 @@ use tp_protocol::engage::{Engagement, EngagementId};
 use tp_protocol::open::Transport;
 
 use crate::apps::Apps;
+use crate::config::OwnPort;
 use crate::engine::destination::Destination;
 use crate::engine::engagements::{Engagements, Report};
 use crate::engine::{AppProtocol, Engine, Port};
@@ -40,6 +42,8 @@ pub(crate) struct Duties {
     ready_tx: watch::Sender<bool>,
     /// `None` until the ports are open.
     taken: Option<Taken>,
+    /// The ports are those of the app in the agent's own pod.
+    is_own: bool,
     /// Number of the last orders.
     number: u64,
     problem: String,
@@ -58,9 +62,11 @@ struct PortName {
     transport: Transport,
 }
 
-/// [`AgentPort`], as far as it is valid.
+/// [`AgentPort`], as far as it is valid, or an [`OwnPort`].
 struct OrderedPort {
     name: PortName,
+    /// Where the agent listens.
+    listen: u16,
     protocol: AppProtocol,
     apps: Vec<SocketAddr>,
 }
@@ -79,6 +85,7 @@ impl Duties {
             engine_tx: Some(engine_tx),
             ready_tx,
             taken: None,
+            is_own: false,
             number: 0,
             problem: String::new(),
         }
@@ -87,6 +94,36 @@ impl Duties {
     /// The slot for the lane by which handlers are reached.
     pub(crate) fn lane(&self) -> &CurrentLane {
         &self.lane
+    }
+
+    /// Takes the ports of the app in the agent's own pod, if there are any. This waits for no orders: the pod is to serve, whether
+    /// the manager is there or not.
+    ///
+    /// # Errors
+    /// The operating system's, when a port cannot be opened.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(crate) fn take_own(&mut self, ports: &[OwnPort]) -> io::Result<()> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let ports: Vec<_> = ports.iter().map(OrderedPort::own).collect();
+        let taken = self.listen(&ports)?;
+        // These are the ports that it has.
+        taken.set_apps(&ports, &mut Problems::default());
+        self.taken = Some(taken);
+        self.is_own = true;
+        self.ready_tx.send_replace(true);
+        Ok(())
+    }
+
+    /// Ends all engagements, since a manager that is there speaks of none. In a pod of its own the agent waits for its orders: such a
+    /// pod is there for an engagement.
+    pub(crate) fn forget(&mut self) {
+        if self.is_own {
+            self.carry_out(&Orders { number: self.number, ..Orders::default() });
+        }
     }
 
     /// Carries orders out as far as that is possible; [`Self::state`] says what was not.
@@ -139,7 +176,7 @@ impl Duties {
         let any = any_address();
         let apps: HashMap<_, _> = ports.iter().map(|port| (port.name, Arc::<Apps>::default())).collect();
         let engine_ports = ports.iter().map(|port| Port {
-            listen: SocketAddr::new(any, port.name.number),
+            listen: SocketAddr::new(any, port.listen),
             number: port.name.number,
             transport: port.name.transport,
             protocol: port.protocol,
@@ -148,7 +185,7 @@ impl Duties {
         let engine = Engine::bind(engine_ports.collect())?;
         let engagements = engine.engagements();
         for port in ports {
-            tracing::info!(port = %port.name, protocol = ?port.protocol, "listening");
+            tracing::info!(port = %port.name, listen = port.listen, protocol = ?port.protocol, "listening");
         }
         if let Some(engine_tx) = self.engine_tx.take() {
             // Fails when the process ends: nothing is taken any more.
@@ -219,7 +256,12 @@ impl OrderedPort {
             address.inspect_err(|_| problems.note(format!("port {name}: `{app}` is no address with a port"))).ok()
         });
         let apps = apps.collect();
-        Some(Self { name, protocol, apps })
+        Some(Self { name, listen: number, protocol, apps })
+    }
+
+    fn own(port: &OwnPort) -> Self {
+        let name = PortName { number: port.app.port(), transport: port.transport };
+        Self { name, listen: port.listen, protocol: port.protocol, apps: vec![port.app] }
     }
 }
 
@@ -258,4 +300,42 @@ fn any_address() -> IpAddr {
 fn report(report: Report) -> call::Report {
     let Report { id, is_away, taken, fallen_back, copied, copies_lost } = report;
     call::Report { id: id.as_str().to_owned(), is_away, taken, fallen_back, copied, copies_lost }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tp_protocol::engage::filter::Filter;
+    use tp_protocol::engage::{Kind, WhenAway};
+
+    use super::*;
+    use crate::stage::free_port;
+
+    #[tokio::test]
+    async fn in_the_apps_own_pod_what_a_manager_does_not_speak_of_is_over() {
+        let (engine_tx, _engine) = oneshot::channel();
+        let (ready_tx, ready) = watch::channel(false);
+        let mut duties = Duties::new("web", engine_tx, ready_tx);
+        let app = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let transport = Transport::Tcp;
+        let own = OwnPort { listen: free_port().await, app, transport, protocol: AppProtocol::Unknown };
+        duties.take_own(&[own]).unwrap();
+        assert!(*ready.borrow(), "before there are any orders");
+        let engagement = Engagement {
+            id: EngagementId::new("tp-web-ann#8080/tcp").unwrap(),
+            kind: Kind::Intercept,
+            port: 8080,
+            transport,
+            filter: Filter::default(),
+            when_away: WhenAway::Fail,
+            wait: Duration::ZERO,
+            plaintext: false,
+        };
+        duties.carry_out(&Orders { number: 1, ports: Vec::new(), engagements: vec![(&engagement).into()] });
+        let state = duties.state();
+        assert_eq!((state.number, &*state.problem, state.reports.len()), (1, "", 1));
+        duties.forget();
+        assert!(duties.state().reports.is_empty() && *ready.borrow());
+    }
 }

@@ -29,7 +29,7 @@ const STILL_SENT: Duration = Duration::from_secs(5);
 /// Runs until it is told to stop (SIGTERM or SIGINT).
 ///
 /// # Errors
-/// When signals cannot be taken, or the port of the probes is not free.
+/// When signals cannot be taken, or a port is not free.
 pub async fn run(config: Config) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -47,7 +47,7 @@ pub async fn run(config: Config) -> io::Result<()> {
         std::future::pending().await
     };
     tokio::select! {
-        () = work(&config, probes, &stop, STILL_SENT) => {}
+        worked = work(&config, probes, &stop, STILL_SENT) => worked?,
         () = told => {}
     }
     tracing::info!("tp-agent stops");
@@ -55,10 +55,19 @@ pub async fn run(config: Config) -> io::Result<()> {
 }
 
 /// Runs the parts until `stop` is cancelled and they have come to their ends. Connections are taken for `still_sent` more.
-pub(crate) async fn work(config: &Config, probes: TcpListener, stop: &CancellationToken, still_sent: Duration) {
+///
+/// # Errors
+/// The operating system's, when a port of the pod's own app cannot be taken.
+pub(crate) async fn work(
+    config: &Config,
+    probes: TcpListener,
+    stop: &CancellationToken,
+    still_sent: Duration,
+) -> io::Result<()> {
     let (engine_tx, engine) = oneshot::channel();
     let (ready_tx, ready) = watch::channel(false);
     let mut duties = Duties::new(&config.container, engine_tx, ready_tx);
+    duties.take_own(&config.own_ports)?;
     let leave = CancellationToken::new();
     let traffic = async {
         serve(engine, stop, still_sent).await;
@@ -70,6 +79,7 @@ pub(crate) async fn work(config: &Config, probes: TcpListener, stop: &Cancellati
         () = health::run(probes, || *ready.borrow() && !stop.is_cancelled()) => {}
         () = traffic => {}
     }
+    Ok(())
 }
 
 /// Runs the engine, once there is one, until `still_sent` after `stop` is cancelled, and until it has come to its end.

@@ -74,6 +74,7 @@ impl Stage {
             pod: "web-1".into(),
             namespace: "shop".into(),
             container: "web".into(),
+            own_ports: Vec::new(),
             health_port: free_port().await,
             log_filter: "info".parse().unwrap(),
             log_format: LogFormat::Text,
@@ -116,7 +117,7 @@ impl Stage {
     /// Runs the agent.
     pub(crate) async fn agent(&self) {
         let probes = health::bind(self.config.health_port).unwrap();
-        run::work(&self.config, probes, &self.stop, Duration::ZERO).await;
+        run::work(&self.config, probes, &self.stop, Duration::ZERO).await.unwrap();
     }
 
     /// Runs the agent beside the test's `manager`.

@@ -74,7 +74,7 @@ fn address_outside_that_the_clusters_dns_names_is_reached_without_an_option() {
 }
 
 #[test]
-fn subnet_that_comes_up_while_connected_is_routed_by_the_next_connect() {
+fn alone_subnet_that_comes_up_while_connected_is_routed_by_the_next_connect() {
     const LIMIT: Duration = Duration::from_secs(20);
     // Services of other tests would get addresses of the new subnet.
     let test = Test::alone();
@@ -155,7 +155,7 @@ fn pods_seen_as_a_virtual_subnet_are_reached_by_name() {
 }
 
 #[test]
-fn overlap_with_a_docker_network_leaves_both_sides_reachable() {
+fn alone_overlap_with_a_docker_network_leaves_both_sides_reachable() {
     // The machine has a route to the network, so that all connections made meanwhile see pods as something else.
     let test = Test::alone();
     let scope = test.scope();

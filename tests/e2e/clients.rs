@@ -76,7 +76,7 @@ fn databases_talk_to_their_own_clients() {
     let test = Test::beside_others();
     let programs = [
         ("redis-benchmark -h redis -n 2000 -c 20 -q -t set,get", "GET: "),
-        ("redis-benchmark -h redis -n 20000 -c 4 -P 32 -q -t incr,lrange_100", "LRANGE_100 (first 100 elements): "),
+        ("redis-benchmark -h redis -n 5000 -c 4 -P 32 -q -t incr,lrange_100", "LRANGE_100 (first 100 elements): "),
         (&format!("{POSTGRES} pgbench --initialize --quiet --unlogged-tables"), "done in"),
         (&format!("{POSTGRES} pgbench --client 4 --transactions 25 --protocol prepared"), "processed: 100/100"),
         ("mariadb -h mariadb -u app -papp app -Ne \"SELECT REPEAT('x', 3000000)\" | wc -c", "3000001"),

@@ -2,126 +2,14 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tp_tests::docker::{self, Container, Spec};
+use serde_json::json;
+use tp_tests::docker::{self, Spec};
 use tp_tests::given::given;
-use tp_tests::kubectl::{self, Namespace};
-use tp_tests::process::Outcome;
-use tp_tests::test::{Scope, Test};
+use tp_tests::kubectl;
+use tp_tests::test::Test;
 use tp_tests::wait::until;
 
-/// How long a change of who gets the traffic may take to show.
-pub(crate) const SHOWS_WITHIN: Duration = Duration::from_secs(10);
-
-/// How long the cluster may take to start the workload, and to be rid of a stand-in.
-pub(crate) const SETTLES_WITHIN: Duration = Duration::from_secs(60);
-
-/// A namespace with `web`: a Deployment of two pods behind a Service, a headless Service `peers` on the same pods, and a
-/// pod that calls them.
-pub(crate) struct Bed {
-    namespace: Namespace,
-}
-
-impl Bed {
-    /// The plain user may engage its workloads.
-    pub(crate) fn new(name: &str) -> Self {
-        let bed = Self::without_right(name);
-        bed.namespace.let_user_engage();
-        bed
-    }
-
-    /// The plain user may not.
-    pub(crate) fn without_right(name: &str) -> Self {
-        let namespace = Namespace::create(name);
-        let labels = json!({ "app": "web" });
-        let metadata = |name: &str| json!({ "name": name, "namespace": namespace.name() });
-        let ports = json!([{ "name": "http", "port": 80, "targetPort": "http" }]);
-        let security = json!({
-            "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 65532,
-            "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },
-        });
-        kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
-            { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": {
-                "pod-security.kubernetes.io/enforce": "restricted" } } },
-            { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata("web"), "spec": {
-                "replicas": 2,
-                "selector": { "matchLabels": labels },
-                "template": { "metadata": { "labels": labels }, "spec": { "containers": [{
-                    "name": "web", "image": given().cluster_sample_image, "securityContext": security,
-                    "env": [{ "name": "APP_NAME", "value": "cluster" }],
-                    "ports": [{ "name": "http", "containerPort": 8080 }],
-                    "readinessProbe": { "httpGet": { "path": "/status/200", "port": "http" }, "periodSeconds": 1 },
-                }] } },
-            } },
-            { "apiVersion": "v1", "kind": "Service", "metadata": metadata("web"),
-              "spec": { "selector": labels, "ports": ports } },
-            { "apiVersion": "v1", "kind": "Service", "metadata": metadata("peers"),
-              "spec": { "selector": labels, "clusterIP": "None", "ports": ports } },
-            { "apiVersion": "v1", "kind": "Pod", "metadata": metadata("caller"), "spec": {
-                "terminationGracePeriodSeconds": 0,
-                "containers": [{ "name": "caller", "image": given().cluster_client_image,
-                    "command": ["sleep", "infinity"], "securityContext": security }],
-            } },
-        ] }));
-        let bed = Self { namespace };
-        bed.kubectl(&["wait", "--for=condition=Ready", "pod/caller", "--timeout=60s"]).ok();
-        bed.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
-        bed
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        self.namespace.name()
-    }
-
-    pub(crate) fn kubectl(&self, args: &[&str]) -> Outcome {
-        kubectl::admin(&[&["-n", self.name()], args].concat())
-    }
-
-    /// Runs a script in the pod that calls.
-    pub(crate) fn call(&self, script: &str) -> Outcome {
-        self.kubectl(&["exec", "caller", "--", "bash", "-c", script])
-    }
-
-    /// Who answers a request with these arguments of curl.
-    fn who(&self, args: &str) -> String {
-        let answer = self.call(&format!("curl -sS --max-time 5 {args} http://web/"));
-        let report: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
-        report["name"].as_str().map_or_else(|| answer.to_string(), str::to_owned)
-    }
-
-    /// Waits until `name` answers.
-    pub(crate) fn until_answered_by(&self, name: &str, args: &str) {
-        until(SHOWS_WITHIN, &format!("{name} to answer"), || {
-            let who = self.who(args);
-            if who == name { Ok(()) } else { Err(who) }
-        });
-    }
-
-    /// Nothing of tp is left, and the Service is what it was.
-    pub(crate) fn is_as_before(&self) {
-        until(SETTLES_WITHIN, "the stand-in to be gone", || {
-            let left = self.kubectl(&["get", "leases,replicasets,pods", "-l", "tp/stand-in", "-o", "name"]).ok();
-            let leases = self.kubectl(&["get", "leases", "-o", "name"]).ok();
-            if left.is_empty() && leases.is_empty() { Ok(()) } else { Err(format!("{left}{leases}")) }
-        });
-        let selector = self.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.selector}"]).ok();
-        assert_eq!(selector, r#"{"app":"web"}"#);
-    }
-
-    /// Starts a request after another, each on a connection of its own, for as long as the file is there.
-    fn start_load(&self) {
-        let load = "touch /tmp/load; (while [ -e /tmp/load ]; do \
-            curl -sS -o /dev/null -w '%{http_code}\\n' --max-time 10 http://web/ || echo failed; done > /tmp/codes 2>&1; touch /tmp/done) < /dev/null > /dev/null 2>&1 &";
-        self.call(load).ok();
-    }
-
-    /// Ends the load: how many requests were answered, and what became of the others.
-    fn end_load(&self) -> (usize, String) {
-        let codes = self.call("rm /tmp/load; until [ -e /tmp/done ]; do sleep 0.1; done; cat /tmp/codes").ok();
-        let (answered, others): (Vec<&str>, Vec<&str>) = codes.lines().partition(|line| *line == "200");
-        (answered.len(), others.join("\n"))
-    }
-}
+use crate::bed::{Bed, SETTLES_WITHIN, SHOWS_WITHIN, connect, handler, intercept, until_says};
 
 /// Says the heads of requests to its log, and answers them with 204.
 const LISTENER: &str = r#"$| = 1; $s = IO::Socket::INET->new(LocalPort => 8080, Listen => 9, ReuseAddr => 1) or die $!;
@@ -138,25 +26,10 @@ const TOOLS: &str = r#"if (!fork) {
 $s = IO::Socket::INET->new(LocalPort => 9000, Listen => 9, ReuseAddr => 1) or die $!;
 while ($c = $s->accept) { $m = <$c>; print $c "tools: $m"; close $c }"#;
 
-/// A handler in the network of a connection, where `web` would listen.
-pub(crate) fn handler(scope: &Scope<'_>, name: &str) -> Container {
-    scope.join(Spec::sample(["serve", "--name", name]))
-}
-
-pub(crate) fn connect<'t>(test: &'t Test, bed: &Bed) -> Scope<'t> {
-    let scope = test.scope();
-    scope.tp(["connect", "--namespace", bed.name()]).run().ok();
-    scope
-}
-
-pub(crate) fn intercept(scope: &Scope<'_>, flags: &[&str]) -> Outcome {
-    scope.tp([&["intercept", "web"], flags].concat()).run()
-}
-
 #[test]
 fn an_intercept_takes_the_traffic_and_leave_gives_it_back() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-round");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let _handler = handler(&scope, "laptop");
     assert_eq!(bed.who(""), "cluster");
@@ -179,7 +52,7 @@ fn an_intercept_takes_the_traffic_and_leave_gives_it_back() {
 #[test]
 fn bodies_pass_whole_in_both_directions() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-bodies");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let _handler = handler(&scope, "laptop");
     intercept(&scope, &["--port", "8080"]).ok();
@@ -189,12 +62,14 @@ fn bodies_pass_whole_in_both_directions() {
     let sums: Vec<&str> = sums.lines().collect();
     assert_eq!((sums.len(), sums[0]), (2, sums[1]));
     assert_eq!(bed.who("--http2-prior-knowledge"), "laptop");
+    scope.tp(["leave", "--all"]).run().ok();
+    bed.is_as_before();
 }
 
 #[test]
 fn filters_take_only_what_they_match_and_several_people_share_a_workload() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-filters");
+    let bed = Bed::get();
     let (ann, bob) = (connect(&test, &bed), connect(&test, &bed));
     let (_ann, _bob) = (handler(&ann, "ann"), handler(&bob, "bob"));
     intercept(&ann, &["--port", "8080", "--http-header", "x-user=ann"]).ok();
@@ -210,12 +85,14 @@ fn filters_take_only_what_they_match_and_several_people_share_a_workload() {
     ann.tp(["quit"]).run().ok();
     bed.until_answered_by("cluster", "-H x-user:ann");
     assert_eq!(bed.who("-H x-user:bob"), "bob", "what others hold stays");
+    bob.tp(["leave", "--all"]).run().ok();
+    bed.is_as_before();
 }
 
 #[test]
 fn a_wiretap_gets_copies_and_the_app_answers() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-wiretap");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let listener = scope.join(Spec::client().command(["perl", "-MIO::Socket", "-e", LISTENER]));
     scope.tp(["wiretap", "web", "--port", "8080"]).run().ok();
@@ -225,12 +102,14 @@ fn a_wiretap_gets_copies_and_the_app_answers() {
         let log = docker::logs(listener.id(), "all");
         if log.contains("x-mark: seen") { Ok(()) } else { Err(log) }
     });
+    scope.tp(["leave", "--all"]).run().ok();
+    bed.is_as_before();
 }
 
 #[test]
 fn while_no_handler_listens_the_app_answers_and_the_list_says_so() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-away");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     intercept(&scope, &["--port", "8080", "--wait", "0s"]).ok();
     until(SHOWS_WITHIN, "the list to say that the handler is away", || {
@@ -240,12 +119,14 @@ fn while_no_handler_listens_the_app_answers_and_the_list_says_so() {
     });
     let _handler = handler(&scope, "laptop");
     bed.until_answered_by("laptop", "");
+    scope.tp(["leave", "--all"]).run().ok();
+    bed.is_as_before();
 }
 
 #[test]
 fn no_request_fails_while_a_workload_is_engaged_and_left_again() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-load");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let _handler = handler(&scope, "laptop");
     bed.start_load();
@@ -263,7 +144,7 @@ fn no_request_fails_while_a_workload_is_engaged_and_left_again() {
 #[test]
 fn a_stand_in_that_is_deleted_is_made_again() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-heal");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let _handler = handler(&scope, "laptop");
     intercept(&scope, &["--port", "8080"]).ok();
@@ -283,7 +164,7 @@ fn a_stand_in_that_is_deleted_is_made_again() {
 #[test]
 fn while_the_daemon_stands_still_the_app_answers() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-paused");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let _handler = handler(&scope, "laptop");
     intercept(&scope, &["--port", "8080", "--wait", "500ms"]).ok();
@@ -292,12 +173,14 @@ fn while_the_daemon_stands_still_the_app_answers() {
     bed.until_answered_by("cluster", "");
     docker::resume(&scope.container());
     bed.until_answered_by("laptop", "");
+    scope.tp(["leave", "--all"]).run().ok();
+    bed.is_as_before();
 }
 
 #[test]
 fn tcp_and_udp_of_another_service_are_engaged_beside_http() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-tcp-udp");
+    let bed = Bed::get();
     kubectl::apply(&json!({ "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": "tools", "namespace": bed.name() },
         "spec": { "selector": { "app": "web" }, "ports": [
@@ -318,12 +201,13 @@ fn tcp_and_udp_of_another_service_are_engaged_beside_http() {
     scope.tp(["leave", "--all"]).run().ok();
     bed.until_answered_by("cluster", "");
     bed.is_as_before();
+    bed.kubectl(&["delete", "service", "tools"]).ok();
 }
 
 #[test]
 fn what_cannot_be_engaged_is_told_with_the_way_out() {
     let test = Test::beside_others();
-    let bed = Bed::new("engage-errors");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     for (args, words) in [
         (&["intercept", "wep", "--port", "8080"][..], &["no workload wep", "deployment/web"][..]),
@@ -342,9 +226,9 @@ fn what_cannot_be_engaged_is_told_with_the_way_out() {
 }
 
 #[test]
-fn an_engagement_outlives_the_manager() {
+fn alone_an_engagement_outlives_the_manager() {
     let test = Test::alone();
-    let bed = Bed::new("engage-manager");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let _handler = handler(&scope, "laptop");
     intercept(&scope, &["--port", "8080"]).ok();
@@ -359,10 +243,8 @@ fn an_engagement_outlives_the_manager() {
         "--timeout=60s",
     ])
     .ok();
-    until(SETTLES_WITHIN, "the laptop to answer again", || {
-        let who = bed.who("");
-        if who == "laptop" { Ok(()) } else { Err(who) }
-    });
+    let answers = until_says(SETTLES_WITHIN, "curl -sS --max-time 5 http://web/ 2>&1", "\"name\":\"laptop\"");
+    bed.call(&answers).ok();
     let (answered, others) = bed.end_load();
     assert!(answered > 20 && others.is_empty(), "{answered} answered, and:\n{others}");
     scope.tp(["quit"]).run().ok();

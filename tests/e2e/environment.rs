@@ -4,116 +4,17 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tp_tests::docker::{self, Spec};
 use tp_tests::given::given;
-use tp_tests::kubectl::{self, Namespace};
-use tp_tests::process::{Input, Outcome, run};
+use tp_tests::process::{Input, run};
 use tp_tests::test::{GONE, Scope, Test};
 use tp_tests::wait::until;
 
-/// How long a change of who gets the traffic may take to show.
-const SHOWS_WITHIN: Duration = Duration::from_secs(10);
-
-/// How long the cluster may take to be rid of a stand-in.
-const SETTLES_WITHIN: Duration = Duration::from_secs(60);
+use crate::bed::{Bed, GID, SHOWS_WITHIN, UID, connect};
 
 /// How long a command may take that starts a stand-in, a container and ends both.
 const ROUND: Duration = Duration::from_secs(90);
-
-/// User and group of the workload.
-const UID: u32 = 65532;
-const GID: u32 = 4242;
-
-/// A Secret's value of several lines, with all that shells look at.
-const PEM: &str = "-----BEGIN KEY-----\nit's $HOME `id` \"q\" \\n ! # %x\n\n-----END KEY-----\n";
-
-/// A namespace with `web`: a Deployment behind a Service, whose container has variables of every kind.
-struct Bed {
-    namespace: Namespace,
-}
-
-impl Bed {
-    fn new(name: &str) -> Self {
-        let namespace = Namespace::create(name);
-        let labels = json!({ "app": "web" });
-        let metadata = |name: &str| json!({ "name": name, "namespace": namespace.name() });
-        let security = json!({
-            "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": UID, "runAsGroup": GID,
-            "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },
-        });
-        let container = json!({
-            "name": "web", "image": given().cluster_sample_image, "securityContext": security, "workingDir": "/tmp",
-            "ports": [{ "name": "http", "containerPort": 8080 }],
-            "resources": { "limits": { "memory": "64Mi", "cpu": "500m" } },
-            "envFrom": [{ "configMapRef": { "name": "settings" }, "prefix": "SET_" }],
-            "env": [
-                { "name": "APP_NAME", "value": "cluster" },
-                { "name": "MODE", "valueFrom": { "configMapKeyRef": { "name": "settings", "key": "mode" } } },
-                { "name": "PEM", "valueFrom": { "secretKeyRef": { "name": "keys", "key": "pem" } } },
-                { "name": "POD_NAMESPACE", "valueFrom": { "fieldRef": { "fieldPath": "metadata.namespace" } } },
-                { "name": "URL", "value": "http://$(POD_NAMESPACE)/$$(MODE)/$(NONE)" },
-                { "name": "EMPTY", "value": "" },
-            ],
-            "readinessProbe": { "httpGet": { "path": "/status/200", "port": "http" }, "periodSeconds": 1 },
-        });
-        kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
-            { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": {
-                "pod-security.kubernetes.io/enforce": "restricted" } } },
-            { "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("settings"),
-              "data": { "mode": "fast  and loud " } },
-            { "apiVersion": "v1", "kind": "Secret", "metadata": metadata("keys"), "stringData": { "pem": PEM } },
-            { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata("web"), "spec": {
-                "selector": { "matchLabels": labels },
-                "template": { "metadata": { "labels": labels }, "spec": { "containers": [container] } },
-            } },
-            { "apiVersion": "v1", "kind": "Service", "metadata": metadata("web"), "spec": {
-                "selector": labels, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] } },
-        ] }));
-        namespace.let_user_engage();
-        let bed = Self { namespace };
-        bed.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
-        bed
-    }
-
-    fn name(&self) -> &str {
-        self.namespace.name()
-    }
-
-    fn kubectl(&self, args: &[&str]) -> Outcome {
-        kubectl::admin(&[&["-n", self.name()], args].concat())
-    }
-
-    /// What the workload's variables are, as its pod has them.
-    fn expected(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("APP_NAME", "cluster".to_owned()),
-            ("MODE", "fast  and loud ".to_owned()),
-            ("SET_mode", "fast  and loud ".to_owned()),
-            ("PEM", PEM.to_owned()),
-            ("POD_NAMESPACE", self.name().to_owned()),
-            ("URL", format!("http://{}/$(MODE)/$(NONE)", self.name())),
-            ("EMPTY", String::new()),
-        ]
-    }
-
-    /// Nothing of tp is left in the namespace.
-    fn is_as_before(&self) {
-        until(SETTLES_WITHIN, "the stand-in to be gone", || {
-            let left = self.kubectl(&["get", "leases,replicasets,pods", "-l", "tp/stand-in", "-o", "name"]).ok();
-            let leases = self.kubectl(&["get", "leases", "-o", "name"]).ok();
-            if left.is_empty() && leases.is_empty() { Ok(()) } else { Err(format!("{left}{leases}")) }
-        });
-        let selector = self.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.selector}"]).ok();
-        assert_eq!(selector, r#"{"app":"web"}"#);
-    }
-}
-
-fn connect<'t>(test: &'t Test, bed: &Bed) -> Scope<'t> {
-    let scope = test.scope();
-    scope.tp(["connect", "--namespace", bed.name()]).run().ok();
-    scope
-}
 
 /// What is engaged at the moment, as JSON.
 fn engagements(scope: &Scope<'_>) -> Vec<Value> {
@@ -137,10 +38,10 @@ fn values(names: &[(&'static str, String)], stdout: &str) -> Vec<(&'static str, 
 #[test]
 fn files_hold_the_environment_as_the_pod_has_it() {
     let test = Test::beside_others();
-    let bed = Bed::new("environment-files");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let environment = scope.tp(["ingest", "web", "--env-json", "-"]).limit(ROUND).run().json();
-    for (name, value) in bed.expected() {
+    for (name, value) in bed.environment() {
         assert_eq!(environment[name], value.as_str(), "{name}");
     }
     let [held] = &engagements(&scope)[..] else { panic!("one engagement") };
@@ -148,10 +49,10 @@ fn files_hold_the_environment_as_the_pod_has_it() {
 
     scope.tp(["ingest", "web", "--env-file", "env.sh", "--env-syntax", "sh"]).limit(ROUND).run().ok();
     let mut sh = Command::new("sh");
-    let script = format!(". ./env.sh && {}", told(&bed.expected()));
+    let script = format!(". ./env.sh && {}", told(&bed.environment()));
     sh.args(["-euc", &script]).env_clear().current_dir(scope.home());
     let read = run(sh, Input::Nothing, SHOWS_WITHIN).exits(0).stdout;
-    assert_eq!(values(&bed.expected(), &read), bed.expected());
+    assert_eq!(values(&bed.environment(), &read), bed.environment());
 
     let refused = scope.tp(["ingest", "web", "--env-file", "env.docker"]).limit(ROUND).run().exits(1);
     assert!(refused.stderr.contains("the variable PEM") && !refused.stderr.contains("BEGIN"), "{refused}");
@@ -163,12 +64,12 @@ fn files_hold_the_environment_as_the_pod_has_it() {
 #[test]
 fn a_handler_has_the_environment_and_takes_the_engagement_with_it() {
     let test = Test::beside_others();
-    let bed = Bed::new("environment-handler");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
-    let script = format!("{}; [ \"$PWD\" = /tmp ] || exit 1; exit 7", told(&bed.expected()));
+    let script = format!("{}; [ \"$PWD\" = /tmp ] || exit 1; exit 7", told(&bed.environment()));
     let line = ["ingest", "web", "--", "--rm", &given().client_image, "bash", "-c", &script];
     let ran = scope.tp(line).limit(ROUND).run().exits(7);
-    assert_eq!(values(&bed.expected(), &ran.stdout), bed.expected());
+    assert_eq!(values(&bed.environment(), &ran.stdout), bed.environment());
     assert_eq!(engagements(&scope), [] as [Value; 0]);
     let joined = docker::labelled(&format!("tp.connection={}", scope.name()));
     assert_eq!(joined.len(), 1, "the connection's container alone: {joined:?}");
@@ -183,7 +84,7 @@ fn a_handler_has_the_environment_and_takes_the_engagement_with_it() {
 #[test]
 fn a_handler_connects_by_itself_and_leaves_nothing() {
     let test = Test::beside_others();
-    let bed = Bed::new("environment-alone");
+    let bed = Bed::get();
     let scope = test.scope();
     let script = "echo $MODE; curl -sS -o /dev/null -w '%{http_code}' http://web/";
     let line = ["ingest", "web", "-n", bed.name(), "--", "--rm", &given().client_image, "bash", "-c", script];
@@ -196,7 +97,7 @@ fn a_handler_connects_by_itself_and_leaves_nothing() {
 #[test]
 fn a_handler_that_is_killed_ends_its_engagement() {
     let test = Test::beside_others();
-    let bed = Bed::new("environment-killed");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let handler = ["--rm", "--init", &given().client_image, "bash", "-c", "echo ready; exec sleep 600"];
     let line = [&["ingest", "web", "--"], &handler[..]].concat();
@@ -223,7 +124,7 @@ fn a_handler_that_is_killed_ends_its_engagement() {
 #[test]
 fn a_handler_in_the_background_takes_the_traffic_until_leave() {
     let test = Test::beside_others();
-    let bed = Bed::new("environment-background");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let caller = scope.join(Spec::client());
     let who = || {
@@ -258,7 +159,7 @@ fn a_handler_in_the_background_takes_the_traffic_until_leave() {
 #[test]
 fn a_container_like_a_workload_s_runs_as_its_user_with_its_environment() {
     let test = Test::beside_others();
-    let bed = Bed::new("environment-like");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let script = "id -u; id -g; pwd; echo $MODE; echo $MINE";
     let line = ["--like", "web", "--rm", "-e", "MINE=1", &given().client_image, "bash", "-c", script];

@@ -26,7 +26,7 @@ fn engine_objects() -> Vec<String> {
 }
 
 #[test]
-fn machine_and_engine_are_the_same_before_during_and_after() {
+fn alone_machine_and_engine_are_the_same_before_during_and_after() {
     let test = Test::alone();
     let scope = test.scope();
     let objects = engine_objects();

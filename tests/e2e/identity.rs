@@ -9,7 +9,7 @@ use tp_tests::process::Outcome;
 use tp_tests::test::{Scope, Test};
 use tp_tests::wait::until;
 
-use crate::engage::{Bed, SETTLES_WITHIN, connect, handler, intercept};
+use crate::bed::{Bed, SETTLES_WITHIN, connect, handler, intercept};
 use crate::install::{admin_tp, install};
 
 /// How long the manager may take to know who a connection belongs to.
@@ -54,7 +54,7 @@ fn audit_of(namespace: &str) -> Vec<Value> {
 #[test]
 fn engaging_takes_a_right_in_the_workloads_namespace() {
     let test = Test::beside_others();
-    let bed = Bed::without_right("engage-rights");
+    let bed = Bed::without_right();
     let scope = connect(&test, &bed);
     let _handler = handler(&scope, "laptop");
     let user = plain_user();
@@ -85,7 +85,7 @@ fn engaging_takes_a_right_in_the_workloads_namespace() {
 #[test]
 fn a_forged_review_gains_nothing() {
     let test = Test::beside_others();
-    let bed = Bed::without_right("engage-forged");
+    let bed = Bed::without_right();
     let service = format!("https://tp-manager.{}.svc:7444", given().manager_namespace);
     // All ports that a listener gets that asks for any, as the administrator's.
     let forge = format!(
@@ -123,9 +123,9 @@ done > /tmp/answers 2>&1) < /dev/null > /dev/null 2>&1 &"#,
 }
 
 #[test]
-fn a_connection_is_known_again_after_a_restart_of_the_manager() {
+fn alone_a_connection_is_known_again_after_a_restart_of_the_manager() {
     let test = Test::alone();
-    let bed = Bed::new("engage-known");
+    let bed = Bed::get();
     let scope = connect(&test, &bed);
     let user = user_of(&scope);
     let namespace = given().manager_namespace.as_str();
@@ -136,30 +136,26 @@ fn a_connection_is_known_again_after_a_restart_of_the_manager() {
         if engaged.code == 0 { Ok(()) } else { Err(engaged.stderr) }
     });
     assert_eq!(user_of(&scope), user);
-    scope.tp(["quit"]).run().ok();
-    bed.is_as_before();
 }
 
 #[test]
-fn a_webhook_that_is_reset_is_put_back_and_nothing_else_fails_meanwhile() {
+fn alone_a_webhook_that_is_reset_is_put_back_and_nothing_else_fails_meanwhile() {
     let test = Test::alone();
-    let bed = Bed::new("engage-reset");
     let configuration = format!("validatingwebhookconfiguration/tp-manager-{}", given().manager_namespace);
     let reset = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"},
         {"op": "remove", "path": "/webhooks/0/clientConfig/service/path"}]"#;
     kubectl::admin(&["patch", &configuration, "--type=json", "-p", reset]).ok();
-    let scope = connect(&test, &bed);
+    let scope = test.connect();
     assert_eq!(user_of(&scope), plain_user());
     let bundle = "jsonpath={.webhooks[0].clientConfig.caBundle}";
     assert!(!kubectl::admin(&["get", &configuration, "-o", bundle]).ok().is_empty());
-    scope.tp(["quit"]).run().ok();
 }
 
 #[test]
-fn with_port_forward_only_whoever_connects_may_engage() {
+fn alone_with_port_forward_only_whoever_connects_may_engage() {
     let test = Test::alone();
     let scope = test.scope();
-    let bed = Bed::without_right("engage-open");
+    let bed = Bed::without_right();
     let namespace = Namespace::create(&format!("tp-{}", scope.name()));
     let name = namespace.name();
     namespace.let_user_connect();
@@ -175,7 +171,6 @@ fn with_port_forward_only_whoever_connects_may_engage() {
     bed.until_answered_by("laptop", "");
     assert_eq!(scope.status()["connections"][0].get("user"), None);
     scope.tp(["leave", "--all"]).run().ok();
-    bed.is_as_before();
     scope.tp(["quit"]).run().ok();
     admin_tp(&scope, name, ["uninstall", "--yes", "--only", "cluster"]).run().exits(0);
 }

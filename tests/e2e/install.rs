@@ -41,7 +41,7 @@ pub(crate) fn install(scope: &Scope<'_>, namespace: &str, command: &str, more: &
 }
 
 #[test]
-fn manager_is_installed_upgraded_used_and_removed_without_a_trace() {
+fn alone_manager_is_installed_upgraded_used_and_removed_without_a_trace() {
     let test = Test::alone();
     let scope = test.scope();
     let others = docker::labelled("tp.role=daemon");

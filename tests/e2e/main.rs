@@ -3,6 +3,7 @@
 //! One module per theme. What the tests need is prepared by `make test`; `tp_tests::given` says what that is.
 
 mod addresses;
+mod bed;
 mod clients;
 mod engage;
 mod environment;
@@ -17,4 +18,5 @@ mod resume;
 mod robustness;
 mod security;
 mod session;
+mod sidecar;
 mod to_pod;

@@ -268,7 +268,7 @@ fn kill_of_connect_with_a_command_ends_the_connection() {
 }
 
 #[test]
-fn manager_that_was_replaced_is_found_again_without_a_command() {
+fn alone_manager_that_was_replaced_is_found_again_without_a_command() {
     let test = Test::alone();
     let connection = test.connect();
     let client = connection.client();
@@ -317,7 +317,7 @@ impl Drop for BackUp<'_> {
 }
 
 #[test]
-fn flow_that_the_outage_cut_ends_and_does_not_hang() {
+fn alone_flow_that_the_outage_cut_ends_and_does_not_hang() {
     let test = Test::alone();
     let connection = test.connect();
     let client = connection.client();

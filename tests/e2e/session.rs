@@ -99,7 +99,7 @@ fn assert_nothing_is_connected() {
 }
 
 #[test]
-fn docker_run_connects_by_itself_and_quits_what_it_started() {
+fn alone_docker_run_connects_by_itself_and_quits_what_it_started() {
     let test = Test::alone();
     let scope = test.scope();
     assert_nothing_is_connected();
@@ -124,7 +124,7 @@ fn docker_run_with_a_static_image_reaches_the_cluster() {
 }
 
 #[test]
-fn docker_run_uses_the_connection_there_is_and_leaves_it() {
+fn alone_docker_run_uses_the_connection_there_is_and_leaves_it() {
     let test = Test::alone();
     assert_nothing_is_connected();
     let connection = test.connect();

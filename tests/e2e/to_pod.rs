@@ -5,12 +5,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tp_tests::docker::{Container, Spec};
 use tp_tests::given::given;
-use tp_tests::kubectl::{self, Namespace};
+use tp_tests::kubectl;
 use tp_tests::process::Outcome;
-use tp_tests::test::{Scope, Test};
+use tp_tests::test::Test;
 use tp_tests::wait::until;
 
-use crate::engage::{SETTLES_WITHIN, SHOWS_WITHIN};
+use crate::bed::{Bed, SHOWS_WITHIN, connect, deployment, security};
 use crate::robustness::killer;
 
 /// Port of the second container's server, on the pod's localhost alone.
@@ -24,72 +24,30 @@ while ($c = $s->accept) {
     $c->autoflush(1); print $c "beside $ENV{HOSTNAME}\n"; while (<$c>) { print $c "beside: $_" } exit;
 }"#;
 
-/// A namespace with `web`: a Deployment of two containers behind a Service. What the second one serves is on the pod's
-/// localhost alone.
-struct Bed {
-    namespace: Namespace,
+/// A bed whose `web` has one pod of two containers. What the second one serves is on the pod's localhost alone.
+fn bed() -> Bed {
+    let bed = Bed::own();
+    let mut web = deployment(bed.name());
+    web["spec"]["replicas"] = json!(1);
+    let pod = &mut web["spec"]["template"]["spec"];
+    pod["terminationGracePeriodSeconds"] = json!(1);
+    let beside = json!({
+        "name": "beside", "image": given().cluster_client_image, "securityContext": security(),
+        "command": ["perl", "-MIO::Socket::INET", "-e", BESIDE],
+    });
+    pod["containers"].as_array_mut().expect("it has one").push(beside);
+    kubectl::apply(&web);
+    bed.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
+    bed
 }
 
-impl Bed {
-    fn new(name: &str) -> Self {
-        let namespace = Namespace::create(name);
-        let labels = json!({ "app": "web" });
-        let metadata = json!({ "name": "web", "namespace": namespace.name() });
-        let security = json!({
-            "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 65532,
-            "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" },
-        });
-        let web = json!({
-            "name": "web", "image": given().cluster_sample_image, "securityContext": security,
-            "ports": [{ "name": "http", "containerPort": 8080 }],
-            "readinessProbe": { "httpGet": { "path": "/status/200", "port": "http" }, "periodSeconds": 1 },
-        });
-        let beside = json!({
-            "name": "beside", "image": given().cluster_client_image, "securityContext": security,
-            "command": ["perl", "-MIO::Socket::INET", "-e", BESIDE],
-        });
-        kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
-            { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {
-                "selector": { "matchLabels": labels },
-                "template": { "metadata": { "labels": labels }, "spec": {
-                    "terminationGracePeriodSeconds": 1, "containers": [web, beside] } },
-            } },
-            { "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {
-                "selector": labels, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] } },
-        ] }));
-        namespace.let_user_engage();
-        let bed = Self { namespace };
-        bed.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
-        bed
-    }
-
-    fn name(&self) -> &str {
-        self.namespace.name()
-    }
-
-    fn kubectl(&self, args: &[&str]) -> Outcome {
-        kubectl::admin(&[&["-n", self.name()], args].concat())
-    }
-
-    /// Name of the workload's only pod.
-    fn pod(&self) -> String {
-        let path = "jsonpath={.items[*].metadata.name}";
-        self.kubectl(&["get", "pods", "-l", "app=web,!tp/stand-in", "-o", path]).ok()
-    }
-
-    /// Nothing of tp is left in the namespace.
-    fn is_as_before(&self) {
-        until(SETTLES_WITHIN, "the stand-in to be gone", || {
-            let left = self.kubectl(&["get", "leases,replicasets,pods", "-l", "tp/stand-in", "-o", "name"]).ok();
-            if left.is_empty() { Ok(()) } else { Err(left) }
-        });
-    }
-}
-
-fn connect<'t>(test: &'t Test, bed: &Bed) -> Scope<'t> {
-    let scope = test.scope();
-    scope.tp(["connect", "--namespace", bed.name()]).run().ok();
-    scope
+/// Name of the workload's only pod.
+fn pod(bed: &Bed) -> String {
+    let pods = bed.kubectl(&["get", "pods", "-l", "app=web,!tp/stand-in", "-o", "json"]).json();
+    let staying = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+    let items = pods["items"].as_array().cloned().unwrap_or_default();
+    let [pod] = &items.iter().filter(staying).collect::<Vec<_>>()[..] else { panic!("one pod: {pods}") };
+    pod["metadata"]["name"].as_str().expect("all have a name").to_owned()
 }
 
 /// Says a line to a port of the client's localhost; returns what was heard first and in answer.
@@ -109,14 +67,14 @@ fn until_answered(client: &Container, address: &str, pod: &str) {
 #[test]
 fn the_localhost_of_the_pod_is_there_for_as_long_as_the_workload_is_engaged() {
     let test = Test::beside_others();
-    let bed = Bed::new("to-pod-round");
+    let bed = bed();
     let scope = connect(&test, &bed);
     let client = scope.join(Spec::client());
     talk(&client, "127.0.0.1", PORT).exits(1).says(&["Connection refused"]);
     let line = ["intercept", "web", "--port", "8080", "--to-pod", "9090", "--to-pod", "9091"];
     scope.tp(line).run().exits(0).says(&["127.0.0.1:9090"]);
     for address in ["127.0.0.1", "::1"] {
-        until_answered(&client, address, &bed.pod());
+        until_answered(&client, address, &pod(&bed));
     }
     let listed = scope.tp(["list", "--output", "json"]).run().json();
     assert_eq!(listed["engagements"][0]["toPod"], json!([9090, 9091]), "{listed}");
@@ -127,15 +85,15 @@ fn the_localhost_of_the_pod_is_there_for_as_long_as_the_workload_is_engaged() {
     talk(&client, "127.0.0.1", 7007).exits(1).says(&["Connection refused"]);
 
     // Another pod takes the place of one that is gone.
-    let pod = bed.pod();
-    bed.kubectl(&["delete", "pod", &pod, "--wait"]).ok();
+    let before = pod(&bed);
+    bed.kubectl(&["delete", "pod", &before, "--wait"]).ok();
     bed.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
-    assert_ne!(bed.pod(), pod);
-    until_answered(&client, "127.0.0.1", &bed.pod());
+    assert_ne!(pod(&bed), before);
+    until_answered(&client, "127.0.0.1", &pod(&bed));
 
     // The daemon's own end takes nothing with it.
     killer(&scope).sh("pkill -9 -P 1").ok();
-    until_answered(&client, "127.0.0.1", &bed.pod());
+    until_answered(&client, "127.0.0.1", &pod(&bed));
 
     scope.tp(["leave", "web"]).run().ok();
     until(SHOWS_WITHIN, "the port to be free", || {
@@ -148,7 +106,7 @@ fn the_localhost_of_the_pod_is_there_for_as_long_as_the_workload_is_engaged() {
 #[test]
 fn a_port_that_is_taken_is_named_and_nothing_is_engaged() {
     let test = Test::beside_others();
-    let bed = Bed::new("to-pod-taken");
+    let bed = bed();
     let scope = connect(&test, &bed);
     let handler = scope.join(Spec::sample(["serve", "--http-port", "9090"]));
     let line = ["ingest", "web", "--to-pod", "9090"];
@@ -162,7 +120,7 @@ fn a_port_that_is_taken_is_named_and_nothing_is_engaged() {
 
     scope.tp(["ingest", "web", "--to-pod", "9090"]).limit(Duration::from_secs(90)).run().ok();
     let client = scope.join(Spec::client());
-    until_answered(&client, "127.0.0.1", &bed.pod());
+    until_answered(&client, "127.0.0.1", &pod(&bed));
     scope.tp(["leave", "--all"]).run().ok();
     assert_eq!(engagements(), Value::Array(Vec::new()));
     bed.is_as_before();

@@ -32,6 +32,19 @@ pub fn apply(objects: &Value) {
     admin_with(&["apply"], objects).ok();
 }
 
+/// Applies objects as the administrator, as a tool that does it again and again: server-side, with a field manager of its own, and
+/// taking nothing from others.
+#[track_caller]
+pub fn apply_as_gitops(objects: &Value) -> Outcome {
+    admin_with(&["apply", "--server-side", "--field-manager=gitops"], objects)
+}
+
+/// What the API server would make of new objects, as the administrator.
+#[track_caller]
+pub fn dry_run(objects: &Value) -> Value {
+    admin_with(&["create", "--dry-run=server", "-o", "json"], objects).json()
+}
+
 /// Runs kubectl as the administrator, on objects.
 #[track_caller]
 fn admin_with(args: &[&str], objects: &Value) -> Outcome {
@@ -169,6 +182,14 @@ impl Namespace {
         grant(&self.name, "tp-user", "pods/portforward", &["tp-manager-0"], &["get", "create"]);
     }
 
+    /// Gives the plain user the right that restarting its Deployments takes, and nothing else.
+    ///
+    /// # Panics
+    /// When the cluster refuses.
+    pub fn let_user_restart(&self) {
+        grant(&self.name, "tp-restart", "deployments.apps", &[], &["patch"]);
+    }
+
     /// Gives the plain user the right that engaging its workloads takes, and nothing else.
     ///
     /// # Panics
@@ -201,12 +222,13 @@ fn user_subjects() -> Vec<Value> {
     subjects
 }
 
-/// Makes a Role with one rule and binds the plain user to it.
+/// Makes a Role with one rule and binds the plain user to it. `resource` is one of the core group, or has its group behind a dot.
 fn grant(namespace: &str, role: &str, resource: &str, names: &[&str], verbs: &[&str]) {
     let metadata = serde_json::json!({ "name": role, "namespace": namespace });
+    let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
     apply(&serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": [
         { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": [
-            { "apiGroups": [""], "resources": [resource], "resourceNames": names, "verbs": verbs } ] },
+            { "apiGroups": [group], "resources": [resource], "resourceNames": names, "verbs": verbs } ] },
         { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
           "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role },
           "subjects": user_subjects() },

@@ -7,7 +7,7 @@ use std::thread::panicking;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::docker::{self, Container, Spec};
 use crate::given::given;
@@ -17,16 +17,19 @@ use crate::runtime::block_on;
 use crate::tp::Tp;
 use crate::{kubectl, wait};
 
-/// Tests that run at a time: each has a daemon container, and all of them share one API server.
-const TURNS: u32 = 4;
-
 /// How long everything may take to be gone after a command was killed.
 pub const GONE: Duration = Duration::from_secs(10);
 
 /// The turn of one test. Everything that a test makes borrows from it, and is gone before the next one's turn.
 #[derive(Debug)]
 pub struct Test {
-    _turn: OwnedSemaphorePermit,
+    _turn: Turn,
+}
+
+#[derive(Debug)]
+enum Turn {
+    BesideOthers { _held: OwnedRwLockReadGuard<()> },
+    Alone { _held: OwnedRwLockWriteGuard<()> },
 }
 
 impl Test {
@@ -35,23 +38,21 @@ impl Test {
     /// # Panics
     /// When nothing was prepared to be tested.
     pub fn beside_others() -> Self {
-        Self::with(1)
+        given();
+        Self { _turn: Turn::BesideOthers { _held: block_on(turns().read_owned()) } }
     }
 
-    /// Waits for a turn alone, for tests that change or measure what all share.
+    /// Waits for a turn alone, for tests that change or measure what all share. The names of these begin with `alone_`,
+    /// for `make test` to run them behind the others instead of having those wait.
     ///
     /// # Panics
-    /// When nothing was prepared to be tested.
+    /// When nothing was prepared to be tested, and when the test has another name.
     pub fn alone() -> Self {
-        Self::with(TURNS)
-    }
-
-    fn with(turns: u32) -> Self {
-        static TURN: OnceLock<Arc<Semaphore>> = OnceLock::new();
         given();
-        let turn = TURN.get_or_init(|| Arc::new(Semaphore::new(TURNS as usize)));
-        let permit = block_on(Arc::clone(turn).acquire_many_owned(turns)).expect("the semaphore is never closed");
-        Self { _turn: permit }
+        let thread = std::thread::current();
+        let is_named = thread.name().is_some_and(|name| name.contains("::alone_"));
+        assert!(is_named, "the name of a test that runs alone begins with `alone_`");
+        Self { _turn: Turn::Alone { _held: block_on(turns().write_owned()) } }
     }
 
     /// A name that no other test has, and the means to use it.
@@ -81,6 +82,11 @@ impl Test {
         *shared = Arc::downgrade(&connection);
         Shared { connection, _test: self }
     }
+}
+
+fn turns() -> Arc<RwLock<()>> {
+    static TURNS: OnceLock<Arc<RwLock<()>>> = OnceLock::new();
+    Arc::clone(TURNS.get_or_init(Arc::default))
 }
 
 /// A name for a connection with a home directory and a kubeconfig whose context bears it, so that it is the default

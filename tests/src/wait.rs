@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::runtime::block_on;
 
 /// Pause between two looks at a thing that cannot be waited for.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Looks until `look` finds something, and returns it with the time that it took.
 ///

@@ -11,7 +11,7 @@ mod wish;
 
 use std::time::Duration;
 
-use tp_protocol::engage::call::{Engage, Held};
+use tp_protocol::engage::call::{Engage, Held, Mode};
 use tp_protocol::engage::wire::{self, Kind};
 
 pub(super) use engaged::Engaged;
@@ -164,6 +164,8 @@ pub(super) async fn ingest(workload: &str, container: &str, chosen: &mut Chosen,
         container: container.to_owned(),
         what: Kind::Ingest.into(),
         when_away: wire::WhenAway::Cluster.into(),
+        // Nothing is restarted to be looked at.
+        mode: Mode::Auto.into(),
         holder: holder::this(),
         ..Engage::default()
     };

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinSet, LocalSet, spawn_local};
 use tokio::time::timeout;
 use tp_manager::identity::User;
-use tp_manager::identity::rights::{Rights, RightsError, Verdict};
+use tp_manager::identity::rights::{Right, Rights, RightsError, Verdict};
 use tp_protocol::engage::call::{Call, Engage, answer, call};
 
 use self::api_server::ApiServer;
@@ -154,7 +154,12 @@ fn bytes_survive_a_way_that_is_slow_and_loses_and_is_cut() {
 struct Reviewer;
 
 impl Rights for Reviewer {
-    fn review<'a>(&'a self, user: &'a User, namespace: &'a str) -> BoxFuture<'a, Result<Verdict, RightsError>> {
+    fn review<'a>(
+        &'a self,
+        user: &'a User,
+        namespace: &'a str,
+        _: Right,
+    ) -> BoxFuture<'a, Result<Verdict, RightsError>> {
         let is_allowed = user.name == "ann" && namespace == "shop";
         let verdict = if is_allowed { Verdict::Allowed } else { Verdict::Refused };
         Box::pin(std::future::ready(Ok(verdict(String::new()))))

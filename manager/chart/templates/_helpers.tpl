@@ -41,3 +41,17 @@ Whether the manager finds out who its clients are. It does by default: --reuse-v
 {{- define "tp-manager.identifies" -}}
 {{- if and .Values.engage.enabled (ne .Values.authorization "port-forward-only") }}true{{ end }}
 {{- end }}
+
+{{/*
+Whether pods that ask for an agent get one.
+*/}}
+{{- define "tp-manager.injects" -}}
+{{- if and .Values.engage.enabled (has .Values.engage.inject (list "enabled" "on-demand")) }}true{{ end }}
+{{- end }}
+
+{{/*
+Whether the API server has anything to ask the manager.
+*/}}
+{{- define "tp-manager.hasWebhooks" -}}
+{{- if or (include "tp-manager.identifies" .) (include "tp-manager.injects" .) }}true{{ end }}
+{{- end }}

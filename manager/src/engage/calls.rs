@@ -6,26 +6,35 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Container, Service};
-use kube::api::{Api, ListParams, PostParams};
-use kube::{Client, ResourceExt};
+use kube::ResourceExt;
+use kube::api::{Api, PostParams};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::timeout;
 use tp_protocol::engage::call::{
-    Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, Mode,
-    answer, call,
+    Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, answer,
+    call,
 };
 use tp_protocol::engage::wire;
 use tp_protocol::hello::SessionKey;
 
-use super::registry::{Phase, secret_sha256};
+use super::mode::{Choice, Wish};
+use super::registry::{Phase, Registry, secret_sha256};
 use super::service::Port;
 use super::stand_in::{Record, StandIn, fresh_id, lease};
 use super::workload::Workload;
-use super::{Cluster, Engagements, container, failure, service, to_pod, workload};
+use super::{Cluster, Engagements, container, failure, rollout, service, to_pod, workload};
+use crate::config::Inject;
 use crate::session::SessionId;
 
 /// How long a stand-in may take until traffic arrives: its image has to be pulled.
 const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a rollout that gives a workload's pods their agents is waited for at most.
+const ROLLOUT_LIMIT: Duration = Duration::from_secs(900);
+
+/// The end of a rollout is no longer waited for so long before the client stops waiting: for what is left to do, and so that the
+/// client learns why it was not in time.
+const ANSWER_EARLIER: Duration = Duration::from_secs(10);
 
 /// How long an agent may take to tell its environment.
 const TELL_LIMIT: Duration = Duration::from_secs(10);
@@ -35,9 +44,6 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long writing a Lease may take.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
-
-/// Services of one namespace that are looked at.
-const SERVICES_MAX: u32 = 5_000;
 
 /// Random bytes in an engagement's id.
 const ID_BYTES: usize = 5;
@@ -77,12 +83,6 @@ impl Engagements {
 
     async fn engage(&self, session: &SessionKey, asked: Engage) -> Result<Held, Failure> {
         let cluster = self.cluster()?;
-        if asked.mode() == Mode::Sidecar {
-            return Err(failure(
-                "this manager cannot put agents into a workload's own pods",
-                "leave --mode out, or say --mode stand-in",
-            ));
-        }
         let namespace = asked.namespace.as_str();
         if cluster.forbids(namespace) {
             let hint = "the chart's value engage.forbiddenNamespaces has the list; the manager's own is always on it";
@@ -90,19 +90,30 @@ impl Engagements {
         }
         self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
         let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
-        let held = if asked.what() == wire::Kind::Ingest {
-            ingested(&asked, &workload)?
+        let (held, ports) = if asked.what() == wire::Kind::Ingest {
+            (ingested(&asked, &workload)?, Vec::new())
         } else {
             if workload.uses_host_network() {
                 let why = format!("the pods of {workload} use their nodes' network");
                 return Err(failure(why, "a stand-in cannot take the place of such a pod"));
             }
-            let service = service::find(services(&cluster.client, namespace).await?, &workload, &asked.service)?;
+            let service = service::find(service::list(&cluster.client, namespace).await?, &workload, &asked.service)?;
             engaged(&asked, &workload, &service)?
         };
+        let choice = self.choose(cluster, &asked, &workload, &held, &ports).await?;
+        if choice.restarts {
+            self.authorize_restart(&SessionId::from(&*session.id), namespace, &workload).await?;
+        }
+        let held = choice.of(held);
         let stand_in = StandIn::of(&cluster.namespace, &held);
         let record = Record { held, session: session.id.clone(), secret_sha256: secret_sha256(&session.secret) };
         self.registry.add(record.clone(), &stand_in, asked.replace_held)?;
+        if choice.restarts {
+            // While it has no Lease, nobody else would take it out again.
+            let abandoned = ForgetOnDrop(Some((&self.registry, &record.held.id)));
+            rollout::restart(cluster, namespace, &workload, rollout_limit(asked.limit_ms)).await?;
+            abandoned.disarm();
+        }
         let made = self.make(cluster, &stand_in, &record).await;
         let id = &record.held.id;
         if let Err(failure) = &made {
@@ -112,6 +123,38 @@ impl Engagements {
         made?;
         let all = self.registry.list(namespace, &SessionId::from(&*session.id));
         all.into_iter().find(|held| held.id == *id).ok_or_else(|| failure("the engagement was ended meanwhile", ""))
+    }
+
+    /// Decides where the agent runs.
+    async fn choose(
+        &self,
+        cluster: &Cluster,
+        asked: &Engage,
+        workload: &Workload,
+        held: &Held,
+        ports: &[Port],
+    ) -> Result<Choice, Failure> {
+        let inject = cluster.config.inject;
+        let pods = match inject {
+            Inject::Never => Vec::new(),
+            Inject::Enabled | Inject::OnDemand => workload.pods(&cluster.client, &asked.namespace).await?,
+        };
+        let wish = Wish {
+            asked: asked.mode(),
+            default: cluster.config.mode,
+            inject,
+            namespace: &asked.namespace,
+            workload,
+            ports,
+            container: &held.container,
+            others: self.registry.mode(&held.namespace, &held.workload),
+            pods: &pods,
+            is_connected: pods
+                .iter()
+                .filter(|pod| workload::stays(pod))
+                .all(|pod| self.registry.has_agent(&asked.namespace, &pod.name_any())),
+        };
+        wish.choose()
     }
 
     /// Writes the Lease and waits until traffic arrives. The engagement ends when the client does not wait for that.
@@ -131,6 +174,14 @@ impl Engagements {
             }
             Ok(Phase::Failed(failure)) => Err(failure),
             Ok(Phase::Pending | Phase::Ending | Phase::Ended) => Err(failure("the engagement was ended meanwhile", "")),
+            Err(_) if stand_in.is_sidecar => Err(failure(
+                format!(
+                    "not all agents in the pods of {} are ready after {} s",
+                    stand_in.workload,
+                    START_LIMIT.as_secs()
+                ),
+                "their logs say whether they reach the traffic manager",
+            )),
             Err(_) => Err(failure(
                 format!("the stand-in of {} is not ready after {} s", stand_in.workload, START_LIMIT.as_secs()),
                 format!(
@@ -250,31 +301,48 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-async fn services(client: &Client, namespace: &str) -> Result<Vec<Service>, Failure> {
-    let list =
-        Api::<Service>::namespaced(client.clone(), namespace).list(&ListParams::default().limit(SERVICES_MAX)).await;
-    Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
+/// Forgets an engagement whose pods did not get their agents, or whose client has stopped waiting for that.
+struct ForgetOnDrop<'a>(Option<(&'a Registry, &'a str)>);
+
+impl ForgetOnDrop<'_> {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for ForgetOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some((registry, id)) = self.0 {
+            registry.forget(id);
+        }
+    }
+}
+
+/// How long a rollout is waited for by a client that waits for its answer for so long, or does not say.
+fn rollout_limit(limit_ms: u32) -> Duration {
+    let limit = if limit_ms == 0 { START_LIMIT } else { Duration::from_millis(limit_ms.into()) };
+    limit.saturating_sub(ANSWER_EARLIER).min(ROLLOUT_LIMIT)
 }
 
 /// An engagement of traffic, with what the cluster knows of it.
-fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Held, Failure> {
+fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<(Held, Vec<Port>), Failure> {
     if asked.what() == wire::Kind::Replace && asked.filter.is_some() {
         return Err(failure("what replaces a container gets all of its requests", "`tp intercept` has filters"));
     }
     let taken = taken(asked, workload, service)?;
     let ports: Vec<Port> = taken.iter().map(|(port, _)| port.clone()).collect();
     let app = container::find(workload, &asked.container, &ports)?;
-    let ports = taken.into_iter().map(|(port, local)| HeldPort {
+    let held_ports = taken.into_iter().map(|(port, local)| HeldPort {
         port: port.container_port.into(),
         transport: port.transport.into(),
         service_port: port.service_port.into(),
         local,
     });
-    let ports: Vec<HeldPort> = ports.collect();
+    let held_ports: Vec<HeldPort> = held_ports.collect();
     let held = Held {
         service: service.name_any(),
-        to_pod: to_pod::asked(asked, workload, &ports)?,
-        ports,
+        to_pod: to_pod::asked(asked, workload, &held_ports)?,
+        ports: held_ports,
         filter: asked.filter.clone(),
         when_away: asked.when_away,
         wait_ms: asked.wait_ms,
@@ -284,7 +352,7 @@ fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<Hel
     for order in orders_of(&held) {
         tp_protocol::engage::Engagement::try_from(&order).map_err(|error| failure(error.to_string(), ""))?;
     }
-    Ok(held)
+    Ok((held, ports))
 }
 
 /// An engagement of a container's environment and volumes alone.
@@ -296,7 +364,7 @@ fn ingested(asked: &Engage, workload: &Workload) -> Result<Held, Failure> {
     Ok(Held { to_pod: to_pod::asked(asked, workload, &[])?, ..held })
 }
 
-/// What every engagement has.
+/// What every engagement has. Where its agent runs is decided later.
 fn held(asked: &Engage, workload: &Workload, app: &Container) -> Result<Held, Failure> {
     let mut random = [0; ID_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| failure("the manager has no randomness", ""))?;
@@ -305,8 +373,6 @@ fn held(asked: &Engage, workload: &Workload, app: &Container) -> Result<Held, Fa
         namespace: asked.namespace.clone(),
         workload: workload.to_string(),
         what: asked.what,
-        mode: Mode::StandIn.into(),
-        why_mode: "it restarts nothing".to_owned(),
         holder: asked.holder.clone(),
         since: Timestamp::now().as_second(),
         container: app.name.clone(),

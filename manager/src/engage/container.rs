@@ -210,7 +210,12 @@ mod tests {
                 "volumes": [{"name": "config", "configMap": {"name": "web"}}, {"name": "tmp", "emptyDir": {}}],
             },
         });
-        Workload { kind: Kind::StatefulSet, name: "web".into(), template: serde_json::from_value(template).unwrap() }
+        Workload {
+            kind: Kind::StatefulSet,
+            name: "web".into(),
+            selector: BTreeMap::new(),
+            template: serde_json::from_value(template).unwrap(),
+        }
     }
 
     fn port(container_port: u16) -> Port {

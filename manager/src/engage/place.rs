@@ -3,6 +3,9 @@
 //! The order matters, so that no connection is lost. On the way in the stand-in is ready before the Service's selector is
 //! narrowed to it; on the way out the selector is widened before the stand-in goes, and it lingers for what kube-proxy
 //! still sends to it. While a narrowed Service has no ready stand-in it has no endpoint, so it is widened at once.
+//!
+//! Where the workload's own pods have the agents, nothing is made and nothing narrowed: the task gives them their orders, and
+//! follows the pods as they come and go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,9 +28,10 @@ use tp_protocol::engage::call::{AgentPort, AppProtocol, Failure, Orders};
 use super::calls::orders_of;
 use super::registry::{Phase, Registry, Wanted};
 use super::service::{Port, STAND_IN};
+use super::sidecar::NOT_INJECTED;
 use super::stand_in::{App, StandIn, owning, replica_set};
 use super::workload::Workload;
-use super::{Cluster, container, failure, params, service, workload};
+use super::{Cluster, container, failure, params, service, sidecar, workload};
 
 /// Time between two looks, beside those when something has changed.
 const LOOK: Duration = Duration::from_secs(2);
@@ -52,9 +56,9 @@ const CA: (&str, &str) = ("tp-manager-ca", "ca.crt");
 /// What matters of a pod behind the Service.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct PodFacts {
-    /// Of this stand-in.
-    is_stand_in: bool,
-    /// Of no stand-in at all.
+    /// Of this stand-in, or one of the workload's with an agent.
+    has_agent: bool,
+    /// Of no stand-in at all, or one of the workload's without an agent.
     is_app: bool,
     is_ready: bool,
     is_going: bool,
@@ -163,7 +167,11 @@ async fn target(cluster: &Cluster, stand_in: &StandIn) -> Result<Option<Target>,
         watcher(all_pods, config).default_backoff().boxed()
     };
     if !stand_in.takes_traffic() {
-        let pods = pods(&format!("{STAND_IN}={}", stand_in.name));
+        let pods = match stand_in.is_sidecar {
+            // Those of other workloads are told apart by their controllers: the workload's own labels may change with a rollout.
+            true => pods(&sidecar::selector()),
+            false => pods(&format!("{STAND_IN}={}", stand_in.name)),
+        };
         return Ok(Some(Target { workload, service: None, ports: Vec::new(), pods, services: pending().boxed() }));
     }
     let services = Api::<Service>::namespaced(client.clone(), &stand_in.namespace);
@@ -239,7 +247,7 @@ impl Place {
             Event::Init => self.pods.clear(),
             Event::InitApply(pod) | Event::Apply(pod) => {
                 let name = pod.name_any();
-                let facts = PodFacts::of(&pod, &self.stand_in.name);
+                let facts = PodFacts::of(&pod, &self.stand_in, &self.workload);
                 self.pods.insert(name, facts);
             }
             Event::Delete(pod) => _ = self.pods.remove(&pod.name_any()),
@@ -277,6 +285,10 @@ impl Place {
         // One whose Lease is being made still is ended when it is there.
         let is_ended = |wanted: &Wanted| wanted.phase != Phase::Pending && !wanted.lease_uid.is_empty();
         let over: Vec<Wanted> = over.into_iter().filter(is_ended).collect();
+        if self.stand_in.is_sidecar {
+            let with_agent = self.pods.iter().filter(|(_, pod)| pod.has_agent).map(|(name, _)| name.clone());
+            self.registry.set_pods(&self.stand_in, with_agent.collect());
+        }
         let has_endpoint = self.own_pods().any(|(_, pod)| pod.is_ready);
         if live.is_empty() || !has_endpoint {
             // Before anything that could fail: narrowed, the Service has no endpoint now.
@@ -289,11 +301,25 @@ impl Place {
         }
         self.alone_since = None;
         self.end_all(&over).await?;
-        self.ensure_replica_set(&live).await?;
+        if !self.stand_in.is_sidecar {
+            self.ensure_replica_set(&live).await?;
+        }
         let said = self.ask_agents(&live);
         self.free_all().await?;
         if let Said::Problem(why) = &said {
-            self.on_failure(&failure(format!("the stand-in of {} cannot serve: {why}", self.stand_in.workload), ""));
+            let who = if self.stand_in.is_sidecar { "an agent in the pods" } else { "the stand-in" };
+            self.on_failure(&failure(format!("{who} of {} cannot serve: {why}", self.stand_in.workload), ""));
+            return Ok(false);
+        }
+        if self.stand_in.is_sidecar && !self.pods.values().any(|pod| pod.has_agent && !pod.is_going) {
+            self.on_failure(&failure(
+                format!("no pod of {} has an agent", self.stand_in.workload),
+                format!(
+                    "`kubectl -n {} describe pods -l '{}'` says why, in the annotation {NOT_INJECTED}",
+                    self.stand_in.namespace,
+                    sidecar::selector()
+                ),
+            ));
             return Ok(false);
         }
         let is_ready = matches!(said, Said::Done);
@@ -306,11 +332,13 @@ impl Place {
             for wanted in live.iter().filter(|wanted| wanted.phase == Phase::Pending) {
                 self.registry.set_phase(&wanted.record.held.id, Phase::InForce);
             }
-            let reverted = has_begun && !is_narrowed;
-            let problem = if reverted { "something else had put the Service's selector back" } else { "" };
-            self.registry.set_problem(&self.stand_in, problem);
-        } else if let Some(problem) =
-            self.pods.values().filter(|pod| pod.is_stand_in).find_map(|pod| pod.problem.clone())
+            let problem = match (has_begun && !is_narrowed, self.pods_without_agent()) {
+                (true, _) => "something else had put the Service's selector back".to_owned(),
+                (false, 0) => String::new(),
+                (false, count) => format!("{count} of the workload's pods have no agent, and serve as ever"),
+            };
+            self.registry.set_problem(&self.stand_in, &problem);
+        } else if let Some(problem) = self.pods.values().filter(|pod| pod.has_agent).find_map(|pod| pod.problem.clone())
         {
             self.on_failure(&failure(
                 format!("the stand-in of {} does not start: {problem}", self.stand_in.workload),
@@ -320,8 +348,12 @@ impl Place {
                 ),
             ));
         } else if has_begun && !has_endpoint {
-            let serving = if self.stand_in.takes_traffic() { "; the workload's pods serve" } else { "" };
-            self.registry.set_problem(&self.stand_in, &format!("the stand-in is being made again{serving}"));
+            let problem = match (self.stand_in.is_sidecar, self.stand_in.takes_traffic()) {
+                (true, _) => "no pod with an agent is ready",
+                (false, true) => "the stand-in is being made again; the workload's pods serve",
+                (false, false) => "the stand-in is being made again",
+            };
+            self.registry.set_problem(&self.stand_in, problem);
         }
         Ok(false)
     }
@@ -332,15 +364,24 @@ impl Place {
             || self.narrowed_to.as_ref().is_some_and(|to| to.as_deref() == Some(self.stand_in.name.as_str()))
     }
 
-    /// The stand-in's pods that are not going. One of a ReplicaSet that was deleted may look for a moment as if it stayed.
+    /// The pods with an agent that are not going. One of a ReplicaSet that was deleted may look for a moment as if it stayed.
     fn own_pods(&self) -> impl Iterator<Item = (&String, &PodFacts)> {
         let is_own = |pod: &PodFacts| self.replica_set.is_none() || pod.replica_set == self.replica_set;
-        self.pods.iter().filter(move |(_, pod)| pod.is_stand_in && !pod.is_going && is_own(pod))
+        self.pods.iter().filter(move |(_, pod)| pod.has_agent && !pod.is_going && is_own(pod))
     }
 
-    /// Gives the stand-in's agents their orders, and returns what they say of them.
+    /// How many pods serve what their agents would have taken.
+    fn pods_without_agent(&self) -> usize {
+        let without = self.pods.values().filter(|pod| pod.is_app && pod.is_ready && !pod.is_going);
+        if self.stand_in.is_sidecar { without.count() } else { 0 }
+    }
+
+    /// Gives the agents their orders, and returns what they say of them.
     fn ask_agents(&self, live: &[Wanted]) -> Said {
         let orders = self.orders(live);
+        if self.stand_in.is_sidecar {
+            return self.ask_all(&orders);
+        }
         let mut all = Said::Nothing;
         for (name, pod) in self.own_pods() {
             match self.registry.order(&self.stand_in.namespace, name, &orders) {
@@ -350,6 +391,25 @@ impl Place {
             }
         }
         all
+    }
+
+    /// As [`Self::ask_agents`], where each pod has traffic of its own: those that are ready have to have carried the orders out.
+    fn ask_all(&self, orders: &Orders) -> Said {
+        let (mut problem, mut is_done, mut is_waiting) = (None, false, false);
+        for (name, pod) in self.pods.iter().filter(|(_, pod)| pod.has_agent) {
+            // One that goes has its callers still, and is waited for by nobody.
+            let said = self.registry.order(&self.stand_in.namespace, name, orders);
+            match said.filter(|_| !pod.is_going) {
+                Some(said) if !said.problem.is_empty() => problem = Some(said.problem),
+                Some(_) => is_done |= pod.is_ready,
+                None => is_waiting |= pod.is_ready && !pod.is_going,
+            }
+        }
+        match problem {
+            Some(problem) => Said::Problem(problem),
+            None if is_done && !is_waiting => Said::Done,
+            None => Said::Nothing,
+        }
     }
 
     fn orders(&self, live: &[Wanted]) -> Orders {
@@ -546,7 +606,9 @@ impl Place {
             self.narrowed_to = Some(found.as_ref().and_then(service::narrowed_to).map(str::to_owned));
             self.narrow(false).await?;
         }
-        self.delete_replica_set().await?;
+        if !self.stand_in.is_sidecar {
+            self.delete_replica_set().await?;
+        }
         self.owners.clear();
         self.free_all().await?;
         Ok(self.registry.stop_place(&self.stand_in))
@@ -623,25 +685,27 @@ fn not_found(error: kube::Error) -> kube::Result<()> {
 }
 
 impl PodFacts {
-    fn of(pod: &Pod, stand_in: &str) -> Self {
+    fn of(pod: &Pod, stand_in: &StandIn, workload: &Workload) -> Self {
         let status = pod.status.as_ref();
-        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        let is_ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
-        let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-        let waiting = containers.iter().filter_map(|it| it.state.as_ref()?.waiting.as_ref()).find_map(|waiting| {
-            // Others, such as ContainerCreating, pass; so may a pod that no node has room for yet.
-            let reason = waiting.reason.as_deref()?;
-            let lasts = reason.contains("Err") || reason.contains("BackOff") || reason.contains("Invalid");
-            lasts.then(|| format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default()))
-        });
+        let (has_agent, is_app) = match stand_in.is_sidecar {
+            true => {
+                let (is_own, has_agent) = (workload.owns(pod), sidecar::has_agent(pod));
+                (is_own && has_agent, is_own && !has_agent)
+            }
+            false => {
+                let label = pod.labels().get(STAND_IN);
+                (label == Some(&stand_in.name), label.is_none())
+            }
+        };
         Self {
-            is_stand_in: pod.labels().get(STAND_IN).is_some_and(|name| name == stand_in),
-            is_app: !pod.labels().contains_key(STAND_IN),
-            is_ready,
+            has_agent,
+            is_app,
+            is_ready: workload::is_ready(pod),
             is_going: pod.metadata.deletion_timestamp.is_some(),
             replica_set: pod.owner_references().iter().find(|it| it.controller == Some(true)).map(|it| it.uid.clone()),
             address: status.and_then(|status| status.pod_ip.clone()),
-            problem: waiting,
+            // What keeps the workload's own pods from starting is no business of an engagement's.
+            problem: workload::problem(pod).filter(|_| !stand_in.is_sidecar),
         }
     }
 }

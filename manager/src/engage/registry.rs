@@ -8,7 +8,7 @@ use prost::Message as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tp_protocol::engage::EngagementId;
-use tp_protocol::engage::call::{Engagements as Message, Failure, Held, Report};
+use tp_protocol::engage::call::{Engagements as Message, Failure, Held, Mode, Report};
 use tp_protocol::engage::filter::Filter;
 use tp_protocol::engage::overlap::overlap;
 use tp_protocol::engage::reach::ACCEPTS;
@@ -69,6 +69,8 @@ struct State {
     places: HashSet<StandIn>,
     /// By namespace and pod.
     agents: HashMap<(String, String), Agent>,
+    /// Pods of the workloads whose own pods have the agents, as their tasks see them.
+    pods: Pods,
     next_agent: u64,
 }
 
@@ -80,10 +82,14 @@ struct Entry {
     gone_since: Option<Instant>,
     phase: watch::Sender<Phase>,
     problem: String,
-    reports: Vec<Report>,
+    /// What agents have said of it, by the names of their pods.
+    reports: HashMap<String, Vec<Report>>,
     queue: Arc<Queue>,
     forwards: Arc<Forwards>,
 }
+
+/// Names of pods, by what they belong to.
+type Pods = HashMap<StandIn, HashSet<String>>;
 
 /// How far an engagement is.
 #[derive(Clone, Debug, PartialEq)]
@@ -184,6 +190,9 @@ impl Registry {
                 stand_in.service, other.stand_in.workload, other.record.held.holder
             );
             return Err(failure(why, format!("engage {} as well", other.stand_in.workload)));
+        }
+        if let Some(why) = state.engagements.values().find_map(|entry| passed_by(&record.held, &entry.record.held)) {
+            return Err(why);
         }
         let others = state.engagements.values().filter(|entry| entry.stand_in == *stand_in && !entry.is_ending());
         let conflicting: Vec<(String, Failure, bool)> = others
@@ -402,6 +411,14 @@ impl Registry {
         list
     }
 
+    /// How the traffic of a workload is engaged at the moment, if it is.
+    pub(crate) fn mode(&self, namespace: &str, workload: &str) -> Option<Mode> {
+        let state = self.lock();
+        let held = state.engagements.values().filter(|entry| !entry.is_ending()).map(|entry| &entry.record.held);
+        let mut of_it = held.filter(|held| (held.namespace.as_str(), held.workload.as_str()) == (namespace, workload));
+        of_it.find(|held| !held.ports.is_empty()).map(Held::mode)
+    }
+
     /// What a session holds.
     pub(crate) fn held_by(&self, session: &SessionId) -> Message {
         let mine = self.list("", session).into_iter().filter(|held| held.is_mine);
@@ -419,6 +436,7 @@ impl Registry {
         let is_needed = state.engagements.values().any(|entry| entry.stand_in == *stand_in);
         if !is_needed {
             state.places.remove(stand_in);
+            state.pods.remove(stand_in);
         }
         !is_needed
     }
@@ -435,6 +453,15 @@ impl Registry {
         };
         let state = self.lock();
         state.engagements.values().find(is_asked_for).map(|entry| Arc::clone(&entry.forwards))
+    }
+
+    /// Says which pods have the agents, where these are the workload's own.
+    pub(crate) fn set_pods(&self, stand_in: &StandIn, names: HashSet<String>) {
+        let mut state = self.lock();
+        for entry in state.engagements.values_mut().filter(|entry| entry.stand_in == *stand_in) {
+            entry.reports.retain(|pod, _| names.contains(pod));
+        }
+        state.pods.insert(stand_in.clone(), names);
     }
 
     /// Takes a stream on which a client waits for a connection.
@@ -460,7 +487,7 @@ impl Entry {
             gone_since: None,
             phase: watch::Sender::new(Phase::Pending),
             problem: String::new(),
-            reports: Vec::new(),
+            reports: HashMap::new(),
             queue: Arc::default(),
             forwards: Arc::default(),
         }
@@ -477,15 +504,15 @@ impl Entry {
             // They name Secrets and claims of a namespace that others may not see.
             mounts: if is_mine { self.record.held.mounts.clone() } else { Vec::new() },
             problem: self.problem.clone(),
-            report: sum(&self.reports),
+            report: sum(self.reports.values().flatten()),
             ..self.record.held.clone()
         }
     }
 }
 
-/// The ports' reports as one.
-fn sum(reports: &[Report]) -> Option<Report> {
-    reports.iter().cloned().reduce(|a, b| Report {
+/// The ports' and pods' reports as one.
+fn sum<'a>(reports: impl Iterator<Item = &'a Report>) -> Option<Report> {
+    reports.cloned().reduce(|a, b| Report {
         id: a.id,
         is_away: a.is_away || b.is_away,
         taken: a.taken + b.taken,
@@ -493,6 +520,33 @@ fn sum(reports: &[Report]) -> Option<Report> {
         copied: a.copied + b.copied,
         copies_lost: a.copies_lost + b.copies_lost,
     })
+}
+
+/// Whether a pod has an agent of a stand-in, or of what stands for one.
+fn is_of(pods: &Pods, stand_in: &StandIn, pod: &(String, String)) -> bool {
+    if stand_in.is_sidecar {
+        return pod.0 == stand_in.namespace && pods.get(stand_in).is_some_and(|names| names.contains(&pod.1));
+    }
+    stand_in.can_be_of(pod)
+}
+
+/// Why two engagements of one workload cannot be at once, one of them by a stand-in and the other in its own pods: what a stand-in
+/// passes on to the pods does not come by their agents.
+fn passed_by(asked: &Held, held: &Held) -> Option<Failure> {
+    let is_sidecar = |it: &Held| it.mode() == Mode::Sidecar;
+    let is_same = (&asked.namespace, &asked.workload) == (&held.namespace, &held.workload);
+    let both_take = !asked.ports.is_empty() && !held.ports.is_empty();
+    if !is_same || !both_take || is_sidecar(asked) == is_sidecar(held) {
+        return None;
+    }
+    let (how, mode) = match is_sidecar(held) {
+        true => ("in its own pods", "sidecar"),
+        false => ("by a stand-in", "stand-in"),
+    };
+    Some(failure(
+        format!("{} is engaged {how} by {}, and both at once would not see all traffic", held.workload, held.holder),
+        format!("engage it with --mode {mode} as well"),
+    ))
 }
 
 /// Why two engagements of one stand-in cannot be at once.

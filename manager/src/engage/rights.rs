@@ -4,14 +4,16 @@ use tp_protocol::engage::call::Failure;
 use tp_protocol::engage::wire::Kind;
 use tp_protocol::identity::OneTimePort;
 
+use super::workload::Workload;
 use super::{Engagements, failure};
 use crate::VERSION;
 use crate::identity::User;
-use crate::identity::rights::{RESOURCE, VERB, Verdict};
+use crate::identity::rights::{Right, Verdict};
 use crate::session::SessionId;
 
-/// Name of the Role and the RoleBinding in the hint of a refusal.
-const ROLE: &str = "tp-engage";
+/// Names of the Role and the RoleBinding in the hint of a refusal.
+const ROLE_ENGAGE: &str = "tp-engage";
+const ROLE_RESTART: &str = "tp-restart";
 
 impl Engagements {
     /// Opens a port on which a client shows who it is.
@@ -31,27 +33,49 @@ impl Engagements {
         namespace: &str,
         workload: &str,
     ) -> Result<(), Failure> {
+        self.audit(session, Right::ENGAGE, verb(kind), namespace, workload).await
+    }
+
+    /// Decides whether a session may restart a workload's pods, which it may engage. As [`Self::authorize`].
+    pub(super) async fn authorize_restart(
+        &self,
+        session: &SessionId,
+        namespace: &str,
+        workload: &Workload,
+    ) -> Result<(), Failure> {
+        let right = Right::restart(workload.kind.resource());
+        self.audit(session, right, "restart", namespace, &workload.to_string()).await
+    }
+
+    async fn audit(
+        &self,
+        session: &SessionId,
+        right: Right,
+        verb: &str,
+        namespace: &str,
+        workload: &str,
+    ) -> Result<(), Failure> {
         // Without a cluster nobody would be asked.
         self.cluster()?;
         let user = self.identities().and_then(|identities| identities.user(session));
-        let (decision, why) = self.decide(user.as_deref(), namespace).await;
+        let (decision, why) = self.decide(user.as_deref(), namespace, right).await;
         let outcome = if decision.is_ok() { "allowed" } else { "refused" };
-        let (verb, user) = (verb(kind), user.as_ref().map(|user| user.name.as_str()));
+        let user = user.as_ref().map(|user| user.name.as_str());
         tracing::info!(target: "audit", user, verb, namespace, workload, outcome, why, %session, "{verb} {outcome}");
         decision
     }
 
     /// Decides, and says why.
-    async fn decide(&self, user: Option<&User>, namespace: &str) -> (Result<(), Failure>, String) {
+    async fn decide(&self, user: Option<&User>, namespace: &str, right: Right) -> (Result<(), Failure>, String) {
         let Some(identities) = self.identities() else {
             return (Ok(()), "authorization is port-forward-only".to_owned());
         };
         let Some(user) = user else {
             return (Err(unknown()), "the client has not shown who it is".to_owned());
         };
-        match identities.may_engage(user, namespace).await {
+        match identities.may(user, namespace, right).await {
             Ok(Verdict::Allowed(why)) => (Ok(()), why),
-            Ok(Verdict::Refused(why)) => (Err(refused(user, namespace)), why),
+            Ok(Verdict::Refused(why)) => (Err(refused(user, namespace, right)), why),
             Err(error) => (Err(undecided(user, namespace, &error.to_string())), error.to_string()),
         }
     }
@@ -75,15 +99,22 @@ fn unknown() -> Failure {
     )
 }
 
-fn refused(user: &User, namespace: &str) -> Failure {
+fn refused(user: &User, namespace: &str, right: Right) -> Failure {
     let name = &user.name;
-    failure(
-        format!(
-            "user `{name}` may not engage workloads in namespace {namespace}: the right `{VERB} {RESOURCE}` is missing"
+    let Right { verb, resource, .. } = right;
+    let (what, role, other) = match right {
+        Right::ENGAGE => ("engage workloads", ROLE_ENGAGE, ""),
+        _ => (
+            "restart workloads, as the pods without an agent would have to be,",
+            ROLE_RESTART,
+            "`--mode stand-in` restarts nothing; ",
         ),
+    };
+    failure(
+        format!("user `{name}` may not {what} in namespace {namespace}: the right `{right}` is missing"),
         format!(
-            "an administrator grants it: `kubectl -n {namespace} create role {ROLE} --verb={VERB} --resource={RESOURCE} && \
-             kubectl -n {namespace} create rolebinding {ROLE} --role={ROLE} {}`",
+            "{other}an administrator grants it: `kubectl -n {namespace} create role {role} --verb={verb} --resource={resource} && \
+             kubectl -n {namespace} create rolebinding {role} --role={role} {}`",
             subject(name)
         ),
     )
@@ -119,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_user_right_and_namespace_and_the_command_that_grants_it() {
-        let Failure { message, hint } = refused(&user("ann@example.com"), "shop");
+        let Failure { message, hint } = refused(&user("ann@example.com"), "shop", Right::ENGAGE);
         assert_eq!(
             message,
             "user `ann@example.com` may not engage workloads in namespace shop: the right `create pods/exec` is missing"
@@ -129,6 +160,14 @@ mod tests {
             "an administrator grants it: `kubectl -n shop create role tp-engage --verb=create --resource=pods/exec && \
              kubectl -n shop create rolebinding tp-engage --role=tp-engage --user='ann@example.com'`"
         );
+    }
+
+    #[test]
+    fn a_restart_that_is_refused_says_what_restarts_nothing() {
+        let Failure { message, hint } = refused(&user("ann"), "shop", Right::restart("deployments"));
+        assert!(message.ends_with("in namespace shop: the right `patch deployments` is missing"), "{message}");
+        assert!(hint.starts_with("`--mode stand-in` restarts nothing; "), "{hint}");
+        assert!(hint.contains("role tp-restart --verb=patch --resource=deployments "), "{hint}");
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tp_protocol::engage::call::{AppProtocol, AskedPort, Failure};
 use tp_protocol::engage::wire::Transport;
@@ -14,6 +15,9 @@ use super::{container, failure};
 
 /// Label of a stand-in's pods with its name, and key that narrows a Service's selector to them.
 pub(crate) const STAND_IN: &str = "tp/stand-in";
+
+/// Services of one namespace that are looked at.
+const SERVICES_MAX: u32 = 5_000;
 
 /// A port of a Service, down to the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,13 @@ pub(crate) struct Port {
     pub(crate) target_name: Option<String>,
     pub(crate) transport: Transport,
     pub(crate) protocol: AppProtocol,
+}
+
+/// Returns the Services of a namespace.
+pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Service>, Failure> {
+    let list =
+        Api::<Service>::namespaced(client.clone(), namespace).list(&ListParams::default().limit(SERVICES_MAX)).await;
+    Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
 }
 
 /// Returns the Service that `asked` means, or the only one that selects the workload's pods.
@@ -96,9 +107,17 @@ fn is_headless(service: &Service) -> bool {
 
 /// Returns the ports of all Services that select the workload's pods: a stand-in is an endpoint of each of them.
 pub(crate) fn all_ports(services: &[Service], workload: &Workload) -> Vec<Port> {
-    let labels = workload.labels();
-    let selecting = services.iter().filter(|service| selects(service, &labels));
-    selecting.flat_map(|service| resolve_all(service, workload.containers())).collect()
+    ports_of_pod(services, &workload.labels(), workload.containers())
+}
+
+/// Returns the ports of all Services that select a pod with these labels and containers.
+pub(crate) fn ports_of_pod(
+    services: &[Service],
+    labels: &BTreeMap<String, String>,
+    containers: &[Container],
+) -> Vec<Port> {
+    let selecting = services.iter().filter(|service| selects(service, labels));
+    selecting.flat_map(|service| resolve_all(service, containers)).collect()
 }
 
 /// Returns a Service's ports; only those that `container` declares, when it is named.
@@ -219,7 +238,12 @@ mod tests {
             "metadata": {"labels": {"app": "web", "tier": "front"}},
             "spec": {"containers": [{"name": "web", "ports": [{"name": "http", "containerPort": 8080}]}]},
         });
-        Workload { kind: Kind::Deployment, name: "web".into(), template: serde_json::from_value(template).unwrap() }
+        Workload {
+            kind: Kind::Deployment,
+            name: "web".into(),
+            selector: BTreeMap::new(),
+            template: serde_json::from_value(template).unwrap(),
+        }
     }
 
     fn web() -> Service {

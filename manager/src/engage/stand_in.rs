@@ -11,10 +11,10 @@ use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use prost::Message;
 use serde_json::{Value, json};
-use tp_protocol::engage::call::Held;
+use tp_protocol::engage::call::{Held, Mode};
 use tp_protocol::engage::wire::Transport;
 
-use super::container;
+use super::agent::{self, Agent, CA, HEALTH_PORT};
 use super::service::{Port, STAND_IN};
 use super::workload::Workload;
 use crate::config::AgentPod;
@@ -37,29 +37,22 @@ const HELD: &str = "tp/held";
 const SESSION: &str = "tp/session";
 const SECRET_SHA256: &str = "tp/session-secret-sha256";
 
-/// Annotation of a stand-in's pod: whose certificates its agent trusts.
-const CA: &str = "tp/manager-ca";
-
-/// Where the agent's container has the certificates that it trusts, and its token.
-const CA_FOLDER: &str = "/etc/tp/ca";
-const TOKEN_FOLDER: &str = "/var/run/secrets/tp";
-
-/// The probe's port, and where to look for another when the app has it.
-const HEALTH_PORT: u16 = 7490;
-
 /// Longest label value, and name of a pod without its suffix (RFC 1123 label; 63 characters).
 const NAME_BYTES_MAX: usize = 52;
 
-/// Which stand-in: for the pods of a workload behind a Service, or for the environment of one of their containers.
+/// Which stand-in: for the pods of a workload behind a Service, or for the environment of one of their containers. Or none: the
+/// agents in the workload's own pods, for all of its Services.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct StandIn {
     pub(crate) namespace: String,
     /// Name of its ReplicaSet, and value of its label.
     pub(crate) name: String,
-    /// Empty when it takes no traffic.
+    /// Empty when there is none to be narrowed: it takes no traffic, or the workload's own pods have the agents.
     pub(crate) service: String,
     /// `KIND/NAME`.
     pub(crate) workload: String,
+    /// The workload's own pods have the agents: nothing is made, and nothing narrowed.
+    pub(crate) is_sidecar: bool,
 }
 
 /// What a Lease says.
@@ -74,14 +67,17 @@ impl StandIn {
     /// The stand-in that an engagement needs of the manager in namespace `manager`. Those of one workload behind one Service
     /// share theirs; without a Service, those of one container.
     pub(crate) fn of(manager: &str, held: &Held) -> Self {
-        let Held { namespace, workload, service, container, .. } = held;
-        let whose = match service.as_str() {
+        let Held { namespace, workload, container, .. } = held;
+        let is_sidecar = held.mode() == Mode::Sidecar;
+        let service = if is_sidecar { "" } else { held.service.as_str() };
+        let whose = match service {
+            "" if is_sidecar => format!("{manager} {workload}   "),
             "" => format!("{manager} {workload}  {container}"),
             service => format!("{manager} {workload} {service}"),
         };
         let digest = ring::digest::digest(&ring::digest::SHA256, whose.as_bytes());
         let name = format!("tp-{}-{}", short(workload), hex(&digest.as_ref()[..3]));
-        Self { namespace: namespace.clone(), name, service: service.clone(), workload: workload.clone() }
+        Self { namespace: namespace.clone(), name, service: service.to_owned(), workload: workload.clone(), is_sidecar }
     }
 
     /// Whether it takes the place of pods in a Service.
@@ -233,14 +229,7 @@ pub(crate) fn replica_set(
                         "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}],
                     },
                     "containers": [container(app, agent, health_port)],
-                    "volumes": [
-                        {"name": "tp-ca", "downwardAPI": {"items": [
-                            {"path": "ca.crt", "fieldRef": {"fieldPath": format!("metadata.annotations['{CA}']")}},
-                        ]}},
-                        {"name": "tp-token", "projected": {"sources": [
-                            {"serviceAccountToken": {"path": "token", "audience": "tp-manager", "expirationSeconds": 3_600}},
-                        ]}},
-                    ],
+                    "volumes": agent::volumes(),
                 },
             },
         },
@@ -254,22 +243,6 @@ fn pull_secrets(agent: &AgentPod) -> Vec<Value> {
 
 /// tp-agent, with the ports that the Service finds by name, and the app's environment.
 fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    let value = |name: &str, value: &str| json!({"name": name, "value": value});
-    // All of the agent's: one that is left out could come from a ConfigMap of the app's `envFrom`.
-    let own = [
-        value("TP_AGENT_MANAGER", &agent.manager_address),
-        value("TP_AGENT_HEALTH_PORT", &health_port.to_string()),
-        value("TP_AGENT_CONTAINER", &app.container.name),
-        value("TP_AGENT_CA_FILE", &format!("{CA_FOLDER}/ca.crt")),
-        value("TP_AGENT_TOKEN_FILE", &format!("{TOKEN_FOLDER}/token")),
-        value("TP_AGENT_LOG_LEVEL", "info"),
-        value("TP_AGENT_LOG_FORMAT", "json"),
-        field("TP_AGENT_POD", "metadata.name"),
-        field("TP_AGENT_NAMESPACE", "metadata.namespace"),
-    ];
-    let of_app =
-        container::environment(&app.workload.template, app.container).into_iter().map(|variable| json!(variable));
     // A Service that names its target port finds it by that name.
     let declared: BTreeSet<_> = app
         .ports
@@ -282,26 +255,14 @@ fn container(app: &App<'_>, agent: &AgentPod, health_port: u16) -> Value {
     let declared = declared
         .into_iter()
         .map(|(number, protocol, name)| json!({"containerPort": number, "protocol": protocol, "name": name}));
-    json!({
-        "name": "tp-agent",
-        "image": agent.image,
-        "imagePullPolicy": agent.pull_policy,
-        "env": own.into_iter().chain(of_app).collect::<Vec<_>>(),
-        "envFrom": app.container.env_from,
-        "ports": declared.collect::<Vec<_>>(),
-        "readinessProbe": {"httpGet": {"path": "/readyz", "port": health_port}, "periodSeconds": 1, "failureThreshold": 2},
-        "livenessProbe": {"httpGet": {"path": "/healthz", "port": health_port}, "periodSeconds": 10},
-        "resources": agent.resources,
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [
-            {"name": "tp-ca", "mountPath": CA_FOLDER, "readOnly": true},
-            {"name": "tp-token", "mountPath": TOKEN_FOLDER, "readOnly": true},
-        ],
-    })
+    let container = Agent {
+        settings: agent,
+        template: &app.workload.template,
+        app: app.container,
+        health_port,
+        ports: declared.collect(),
+    };
+    agent::container(&container, &[])
 }
 
 /// A merge patch that makes a Lease one more owner of the stand-in.
@@ -325,7 +286,12 @@ mod tests {
             "metadata": {"labels": {"app": "web", "pod-template-hash": "5d"}},
             "spec": {"serviceAccountName": "shop", "containers": [{"name": "web", "env": [{"name": "MODE", "value": "x"}]}]},
         });
-        Workload { kind: Kind::Deployment, name: name.into(), template: serde_json::from_value(template).unwrap() }
+        Workload {
+            kind: Kind::Deployment,
+            name: name.into(),
+            selector: BTreeMap::new(),
+            template: serde_json::from_value(template).unwrap(),
+        }
     }
 
     /// An engagement of `workload` in `shop`, behind a Service or of a container.
@@ -375,6 +341,17 @@ mod tests {
         assert_ne!(of("a", "web"), of("b", "web"));
         assert_ne!(of("", "web"), of("", "proxy"));
         assert_eq!(of("", "web"), of("", "web"));
+    }
+
+    #[test]
+    fn engagements_in_a_workloads_own_pods_share_them_and_have_no_service_narrowed() {
+        let of = |service, container| {
+            let held = Held { mode: Mode::Sidecar.into(), ..held("deployment/web", service, container) };
+            StandIn::of("tp-system", &held)
+        };
+        assert_eq!(of("a", "web"), of("b", "proxy"));
+        assert!(of("a", "web").is_sidecar && !of("a", "web").takes_traffic());
+        assert_ne!(of("a", "web").name, stand_in("deployment/web", "", "").name);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams, Request};
+use kube::api::Request;
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tp_protocol::engage::call::{Engage, Failure, HeldPort, ToPod};
@@ -15,7 +15,7 @@ use tp_protocol::error_class::ErrorClass;
 use tp_protocol::open::{Host, Open, OpenRefused};
 
 use super::service::STAND_IN;
-use super::workload::{self, Kind, Workload};
+use super::workload::{self, Workload};
 use super::{Engagements, failure};
 use crate::session::SessionId;
 
@@ -31,9 +31,6 @@ const CONNECTIONS_MAX: usize = 64;
 
 /// Connections of all engagements at once: 50 MiB at worst.
 const ALL_CONNECTIONS_MAX: usize = 256;
-
-/// Pods of one workload that are looked at.
-const PODS_MAX: u32 = 1_000;
 
 /// One engagement's way to the localhost of a pod.
 pub(crate) struct Forwards {
@@ -176,30 +173,10 @@ async fn choose(client: &Client, namespace: &str, via: &str) -> Result<String, O
     let workloads = workload::list(client, namespace).await.map_err(|why| failed(why.message))?;
     let none = || OpenRefused::new(ErrorClass::HostUnreachable, format!("{via} has no pod that runs"));
     let workload = workloads.into_iter().find(|it| it.to_string() == via).ok_or_else(none)?;
-    let labels: Vec<String> = workload.labels().iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let params = ListParams::default().labels(&labels.join(",")).limit(PODS_MAX);
-    let pods = Api::<Pod>::namespaced(client.clone(), namespace).list(&params).await;
-    let pods = pods.map_err(|error| failed(format!("cannot list the pods of {via}: {error}")))?.items;
-    let running = pods.iter().filter(|pod| is_of(pod, &workload) && runs(pod));
+    let pods = workload.pods(client, namespace).await.map_err(|why| failed(why.message))?;
+    let running = pods.iter().filter(|pod| runs(pod));
     let first = running.min_by_key(|pod| (!is_ready(pod), pod.creation_timestamp(), pod.name_any()));
     Ok(first.ok_or_else(none)?.name_any())
-}
-
-/// Whether the workload's controller has made this pod.
-fn is_of(pod: &Pod, workload: &Workload) -> bool {
-    let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true));
-    let made_by = |kind: &str, name: &str| owner.is_some_and(|owner| owner.kind == kind && owner.name == name);
-    let name = &workload.name;
-    match workload.kind {
-        // By a ReplicaSet, whose name ends with the hash of the template.
-        Kind::Deployment => {
-            let hash = pod.labels().get("pod-template-hash");
-            hash.is_some_and(|hash| made_by("ReplicaSet", &format!("{name}-{hash}")))
-        }
-        Kind::ReplicaSet => made_by("ReplicaSet", name),
-        Kind::StatefulSet => made_by("StatefulSet", name),
-        Kind::DaemonSet => made_by("DaemonSet", name),
-    }
 }
 
 /// Whether the pod's containers run in a network of its own, and stay.

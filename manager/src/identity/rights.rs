@@ -1,5 +1,6 @@
 //! Asks the API server what a user may (SubjectAccessReview).
 
+use std::fmt;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -9,11 +10,35 @@ use kube::api::{Api, PostParams};
 
 use super::User;
 
-/// The right that engaging a workload takes, in its namespace. Who has it can read all that an engagement shows, and act in
-/// the workload's place, already.
-pub const VERB: &str = "create";
-/// See [`VERB`].
-pub const RESOURCE: &str = "pods/exec";
+/// A right in a namespace, as RBAC has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Right {
+    /// Such as `create`.
+    pub verb: &'static str,
+    /// Empty for the core group.
+    pub group: &'static str,
+    /// Such as `pods/exec`, with the subresource.
+    pub resource: &'static str,
+}
+
+impl Right {
+    /// What engaging a workload takes. Who has it can read all that an engagement shows, and act in the workload's place,
+    /// already.
+    pub const ENGAGE: Self = Self { verb: "create", group: "", resource: "pods/exec" };
+
+    /// What restarting workloads of a kind takes, such as `deployments`: it is a change of them.
+    #[must_use]
+    pub const fn restart(resource: &'static str) -> Self {
+        Self { verb: "patch", group: "apps", resource }
+    }
+}
+
+impl fmt::Display for Right {
+    /// `create pods/exec`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, self.resource)
+    }
+}
 
 /// Longest wait for the API server, and for an authorizer that it asks.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,18 +69,28 @@ pub enum RightsError {
 
 /// Knows what users may: the API server, or a test's double.
 pub trait Rights: Send + Sync + 'static {
-    /// Whether `user` has the right [`VERB`] [`RESOURCE`] in a namespace.
+    /// Whether `user` has a right in a namespace.
     ///
     /// # Errors
     /// [`RightsError`] when that cannot be found out.
-    fn review<'a>(&'a self, user: &'a User, namespace: &'a str) -> BoxFuture<'a, Result<Verdict, RightsError>>;
+    fn review<'a>(
+        &'a self,
+        user: &'a User,
+        namespace: &'a str,
+        right: Right,
+    ) -> BoxFuture<'a, Result<Verdict, RightsError>>;
 }
 
 impl Rights for Client {
-    fn review<'a>(&'a self, user: &'a User, namespace: &'a str) -> BoxFuture<'a, Result<Verdict, RightsError>> {
+    fn review<'a>(
+        &'a self,
+        user: &'a User,
+        namespace: &'a str,
+        right: Right,
+    ) -> BoxFuture<'a, Result<Verdict, RightsError>> {
         Box::pin(async move {
             let api: Api<SubjectAccessReview> = Api::all(self.clone());
-            let (params, review) = (PostParams::default(), question(user, namespace));
+            let (params, review) = (PostParams::default(), question(user, namespace, right));
             let answer = tokio::time::timeout(TIMEOUT, api.create(&params, &review)).await;
             let answer = answer.map_err(|_| RightsError::TimedOut(TIMEOUT))?.map_err(Box::new)?;
             let status = answer.status.ok_or(RightsError::NoStatus)?;
@@ -65,13 +100,17 @@ impl Rights for Client {
     }
 }
 
-fn question(user: &User, namespace: &str) -> SubjectAccessReview {
-    let (resource, subresource) = RESOURCE.split_once('/').expect("it is a subresource");
+fn question(user: &User, namespace: &str, right: Right) -> SubjectAccessReview {
+    let (resource, subresource) = match right.resource.split_once('/') {
+        Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
+        None => (right.resource, None),
+    };
     let attributes = ResourceAttributes {
         namespace: Some(namespace.to_owned()),
-        verb: Some(VERB.to_owned()),
+        verb: Some(right.verb.to_owned()),
+        group: Some(right.group.to_owned()).filter(|group| !group.is_empty()),
         resource: Some(resource.to_owned()),
-        subresource: Some(subresource.to_owned()),
+        subresource,
         ..ResourceAttributes::default()
     };
     let spec = SubjectAccessReviewSpec {
@@ -106,9 +145,13 @@ mod tests {
 
     #[test]
     fn the_question_carries_all_that_the_answer_may_depend_on() {
-        let question = serde_json::to_value(question(&ann(), "shop")).unwrap();
+        let asked = |right| serde_json::to_value(question(&ann(), "shop", right)).unwrap()["spec"].clone();
         assert_eq!(
-            question["spec"],
+            asked(Right::restart("deployments"))["resourceAttributes"],
+            json!({"namespace": "shop", "verb": "patch", "group": "apps", "resource": "deployments"})
+        );
+        assert_eq!(
+            asked(Right::ENGAGE),
             json!({
                 "user": "ann", "uid": "u-1", "groups": ["developers"], "extra": {"scopes": ["read"]},
                 "resourceAttributes":
@@ -125,15 +168,15 @@ mod tests {
         };
         say(json!({"allowed": true, "reason": "RBAC: allowed by RoleBinding \"x\""}));
         let client = api.client();
-        let allowed = client.review(&ann(), "shop").await.unwrap();
+        let allowed = client.review(&ann(), "shop", Right::ENGAGE).await.unwrap();
         assert_eq!(allowed, Verdict::Allowed("RBAC: allowed by RoleBinding \"x\"".into()));
         say(json!({"allowed": false}));
-        assert_eq!(client.review(&ann(), "shop").await.unwrap(), Verdict::Refused(String::new()));
+        assert_eq!(client.review(&ann(), "shop", Right::ENGAGE).await.unwrap(), Verdict::Refused(String::new()));
         api.script(Method::POST, PATH, StatusCode::CREATED, json!({"metadata": {}, "spec": {}}));
-        assert!(matches!(client.review(&ann(), "shop").await, Err(RightsError::NoStatus)));
+        assert!(matches!(client.review(&ann(), "shop", Right::ENGAGE).await, Err(RightsError::NoStatus)));
         let forbidden = status(StatusCode::FORBIDDEN, "subjectaccessreviews is forbidden");
         api.script(Method::POST, PATH, StatusCode::FORBIDDEN, forbidden);
-        let error = client.review(&ann(), "shop").await.unwrap_err();
+        let error = client.review(&ann(), "shop", Right::ENGAGE).await.unwrap_err();
         assert!(error.to_string().contains("forbidden"), "{error}");
     }
 }

@@ -1,7 +1,6 @@
 //! The shell around [`Sessions`]: keys from random bytes, tickets that notice the end of a lane, and a timer.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -340,12 +339,16 @@ impl Ticket {
         }
     }
 
-    /// Keeps the registry informed of whether the lane has a byte stream.
-    pub async fn watch(&self, handle: &LaneHandle) -> Infallible {
+    /// Keeps the registry informed of whether the lane has a byte stream. Returns when it has none and will not be brought
+    /// another: a manager that is `stopping` lets nobody in.
+    pub async fn watch(&self, handle: &LaneHandle, stopping: &CancellationToken) {
         while let CarrierState::Lost(why) = handle.lost().await {
             tracing::info!(session = %self.session, why, "lane lost its byte stream");
             self.carried(Some(now()));
-            handle.attached().await;
+            tokio::select! {
+                _ = handle.attached() => {}
+                () = stopping.cancelled() => return,
+            }
             self.carried(None);
         }
         std::future::pending().await

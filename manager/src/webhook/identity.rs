@@ -1,19 +1,13 @@
 //! Reviews of port-forwards to the manager's pod: takes from them who asks for which port, and allows all.
 
-use std::fmt::Write;
+use serde::Deserialize;
 
-use k8s_openapi::api::authentication::v1::UserInfo;
-use ring::rand::{SecureRandom, SystemRandom};
-use serde::{Deserialize, Serialize};
-
+use super::path::SecretPath;
+use super::review::{AdmissionRequest, AdmissionReview, Allowed};
 use crate::identity::{Identities, User};
-use crate::session::is_same;
 
 /// What the path begins with.
 const PREFIX: &str = "/identity/";
-
-/// Random bytes in the path: enough not to be guessed.
-const SECRET_BYTES: usize = 32;
 
 /// Takes from reviews who asks for which port.
 #[derive(Debug)]
@@ -24,44 +18,31 @@ pub struct IdentityHook {
     identities: Identities,
 }
 
-/// A path that only the API server is to know. `Debug` does not show it.
-struct SecretPath(String);
-
-impl std::fmt::Debug for SecretPath {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(PREFIX)
-    }
-}
-
 impl IdentityHook {
     /// Makes up a path. Reviews are about `pod`, the manager's.
     ///
     /// Returns `None` when the system has no randomness.
     #[must_use]
     pub fn new(identities: Identities, namespace: &str, pod: &str) -> Option<Self> {
-        let mut secret = [0; SECRET_BYTES];
-        SystemRandom::new().fill(&mut secret).ok()?;
-        let mut path = PREFIX.to_owned();
-        for byte in secret {
-            write!(path, "{byte:02x}").expect("writing to a string cannot fail");
-        }
-        Some(Self { path: SecretPath(path), namespace: namespace.to_owned(), pod: pod.to_owned(), identities })
+        Some(Self { path: SecretPath::new(PREFIX)?, namespace: namespace.to_owned(), pod: pod.to_owned(), identities })
     }
 
     /// Where the API server finds it. To be told to nobody else.
     #[must_use]
     pub fn path(&self) -> &str {
-        &self.path.0
+        self.path.as_str()
     }
 
-    /// Whether this is the path, found out in a time that does not depend on where the two differ.
+    /// Whether this is the path.
     pub(super) fn is_at(&self, path: &str) -> bool {
-        is_same(self.path.0.as_bytes(), path.as_bytes())
+        self.path.is(path)
     }
 
-    /// Takes a review and answers that the request is allowed; `None` when it is no review.
-    pub(super) fn answer(&self, body: &[u8]) -> Option<Vec<u8>> {
-        let review: AdmissionReview = serde_json::from_slice(body).ok()?;
+    /// Takes a review, as the API server sends it to the path, and answers that the request is allowed; `None` when it is no
+    /// review.
+    #[must_use]
+    pub fn answer(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let review: AdmissionReview<PodPortForwardOptions> = serde_json::from_slice(body).ok()?;
         let request = review.request;
         // A client asks for one port at a time. Who names more guesses at those of others, to bring them into dispute.
         if self.is_about_us(&request)
@@ -69,45 +50,16 @@ impl IdentityHook {
         {
             self.identities.note(User::from(request.user_info), port);
         }
-        serde_json::to_vec(&allowed(&request.uid)).ok()
+        Allowed::new(&request.uid).to_json()
     }
 
     /// API servers before 1.28 know no match conditions and ask about all port-forwards of the namespace.
-    fn is_about_us(&self, request: &AdmissionRequest) -> bool {
-        let Resource { group, resource } = &request.resource;
+    fn is_about_us(&self, request: &AdmissionRequest<PodPortForwardOptions>) -> bool {
         request.operation == "CONNECT"
-            && (group.as_str(), resource.as_str()) == ("", "pods")
+            && request.resource.is_pods()
             && request.sub_resource == "portforward"
             && (&request.namespace, &request.name) == (&self.namespace, &self.pod)
     }
-}
-
-/// What matters here of an `AdmissionReview` (admission.k8s.io/v1) that asks.
-#[derive(Debug, Deserialize)]
-struct AdmissionReview {
-    request: AdmissionRequest,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct AdmissionRequest {
-    uid: String,
-    resource: Resource,
-    #[serde(default)]
-    sub_resource: String,
-    #[serde(default)]
-    namespace: String,
-    #[serde(default)]
-    name: String,
-    operation: String,
-    user_info: UserInfo,
-    object: Option<PodPortForwardOptions>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Resource {
-    group: String,
-    resource: String,
 }
 
 /// Which ports are asked for; none when the streams of the port-forward are to name them.
@@ -115,29 +67,6 @@ struct Resource {
 struct PodPortForwardOptions {
     #[serde(default)]
     ports: Vec<u16>,
-}
-
-/// An `AdmissionReview` that answers.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Answer<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    response: AdmissionResponse<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct AdmissionResponse<'a> {
-    uid: &'a str,
-    allowed: bool,
-}
-
-fn allowed(uid: &str) -> Answer<'_> {
-    Answer {
-        api_version: "admission.k8s.io/v1",
-        kind: "AdmissionReview",
-        response: AdmissionResponse { uid, allowed: true },
-    }
 }
 
 #[cfg(test)]
@@ -148,7 +77,7 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::identity::rights::{Rights, RightsError, Verdict};
+    use crate::identity::rights::{Right, Rights, RightsError, Verdict};
     use crate::session::hub::{FlowLimits, Hub};
     use crate::session::{SessionId, SessionLimits};
 
@@ -188,7 +117,7 @@ pub(super) mod tests {
     struct Silent;
 
     impl Rights for Silent {
-        fn review<'a>(&'a self, _: &'a User, _: &'a str) -> BoxFuture<'a, Result<Verdict, RightsError>> {
+        fn review<'a>(&'a self, _: &'a User, _: &'a str, _: Right) -> BoxFuture<'a, Result<Verdict, RightsError>> {
             Box::pin(async { Err(RightsError::NoStatus) })
         }
     }
@@ -252,13 +181,5 @@ pub(super) mod tests {
         let negative = with("/request/object/ports", json!([-1]));
         assert_eq!(hook.answer(negative.to_string().as_bytes()), None);
         assert_eq!(named(), None);
-    }
-
-    #[test]
-    fn the_path_is_long_never_the_same_and_stays_out_of_debug_output() {
-        let ((a, _), (b, _)) = (hook(), hook());
-        assert!(a.path().len() == PREFIX.len() + 64 && a.path() != b.path());
-        assert!(a.is_at(a.path()) && !a.is_at(b.path()) && !a.is_at("/identity/") && !a.is_at(&a.path()[1..]));
-        assert!(!format!("{a:?}").contains(a.path()));
     }
 }

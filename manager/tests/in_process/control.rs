@@ -100,6 +100,15 @@ async fn a_stopping_manager_says_goodbye() {
 }
 
 #[tokio::test]
+async fn a_stopping_manager_does_not_wait_for_lanes_without_a_byte_stream() {
+    let mut stage = Stage::new();
+    let client = stage.client().await;
+    client.handle.detach("the laptop sleeps");
+    stage.stopping.cancel();
+    soon(stage.is_done_with_a_lane()).await;
+}
+
+#[tokio::test]
 async fn messages_of_a_later_version_are_skipped() {
     let mut stage = Stage::new();
     let client = stage.client().await;

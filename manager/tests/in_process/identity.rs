@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tp_manager::identity::User;
-use tp_manager::identity::rights::{Rights, RightsError, Verdict as May};
+use tp_manager::identity::rights::{Right, Rights, RightsError, Verdict as May};
 use tp_manager::webhook::Webhooks;
 use tp_protocol::engage::call::{AskedPort, Call, Engage, Failure, answer, call};
 use tp_protocol::frame;
@@ -24,7 +24,7 @@ use crate::stage::{Client, Stage, soon};
 struct Reviewer(Arc<Mutex<Vec<(User, String)>>>);
 
 impl Rights for Reviewer {
-    fn review<'a>(&'a self, user: &'a User, namespace: &'a str) -> BoxFuture<'a, Result<May, RightsError>> {
+    fn review<'a>(&'a self, user: &'a User, namespace: &'a str, _: Right) -> BoxFuture<'a, Result<May, RightsError>> {
         self.0.lock().unwrap().push((user.clone(), namespace.to_owned()));
         let answer = match (user.name.as_str(), namespace) {
             ("ann", "shop") => Ok(May::Allowed("she may".into())),
@@ -38,7 +38,7 @@ impl Rights for Reviewer {
 /// Has the API server review a port-forward of `user` to a port of the manager's pod, by the path that it was given.
 fn review(hooks: &Webhooks, user: &str, port: u16) {
     let body = admission_review(user, port);
-    hooks.answer(&Method::POST, hooks.identity.path(), body.as_bytes()).unwrap();
+    hooks.identity.as_ref().unwrap().answer(body.as_bytes()).unwrap();
 }
 
 fn admission_review(user: &str, port: u16) -> String {
@@ -149,8 +149,8 @@ async fn a_forged_review_is_answered_with_nothing_and_has_no_effect() {
     let port = one_time_port(&client).await;
     let forged = admission_review("system:admin", port);
     let guess = format!("/identity/{}", "0".repeat(64));
-    for path in ["/", "/identity", "/identity/", &guess, &hooks.identity.path()[..50]] {
-        let answer = hooks.answer(&Method::POST, path, forged.as_bytes());
+    for path in ["/", "/identity", "/identity/", &guess, &hooks.identity.as_ref().unwrap().path()[..50]] {
+        let answer = hooks.answer(&Method::POST, path, forged.as_bytes()).await;
         assert_eq!(answer, Err(StatusCode::NOT_FOUND), "{path}");
     }
     let nobody = failure(claim(port, client.session()).await);

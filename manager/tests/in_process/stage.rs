@@ -80,7 +80,7 @@ impl Stage {
                 identities: Some(identities),
             })
         });
-        (stage, Webhooks { identity: hook.unwrap() })
+        (stage, Webhooks { identity: hook, inject: None })
     }
 
     /// Has a nameserver that knows `web.shop.svc.cluster.local` (loopback) and `bad.` (a metadata address).
@@ -130,6 +130,11 @@ impl Stage {
     /// Connects another lane of a session.
     pub(crate) async fn join(&mut self, lane: u32, session: &SessionKey) -> Result<Client, LaneError> {
         self.connect(ClientHello { lane, session: Some(session.clone()), ..ClientHello::new("0.1.0", "demo") }).await
+    }
+
+    /// Waits until the manager, or a client, has ended its end of a lane.
+    pub(crate) async fn is_done_with_a_lane(&mut self) {
+        self.tasks.join_next().await.unwrap().unwrap();
     }
 
     /// Connects with any hello.

@@ -118,8 +118,11 @@ pub struct Engage {
     /// Take over from a holder whose session is gone.
     #[prost(bool, tag = "12")]
     pub replace_held: bool,
+    /// How long the client waits for the answer; 0 when it does not say.
+    #[prost(uint32, tag = "13")]
+    pub limit_ms: u32,
     /// Ports of the pod's localhost that the client's containers reach on theirs.
-    #[prost(message, repeated, tag = "13")]
+    #[prost(message, repeated, tag = "14")]
     pub to_pod: Vec<ToPod>,
 }
 
@@ -155,12 +158,14 @@ pub struct AskedPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
 pub enum Mode {
-    /// The manager's choice: the one that restarts nothing.
-    Auto = 0,
+    /// What the administrator has chosen for those who do not say.
+    Unspecified = 0,
     /// A pod of its own that takes the place of the workload's pods in the Service.
     StandIn = 1,
-    /// A container in the workload's pods.
+    /// A container in the workload's pods, which are restarted when they have none.
     Sidecar = 2,
+    /// The manager's choice: an agent that is there already, else what restarts nothing.
+    Auto = 3,
 }
 
 /// End engagements of this session.
@@ -325,7 +330,7 @@ pub struct Held {
     /// What happens to the traffic.
     #[prost(enumeration = "Kind", tag = "5")]
     pub what: i32,
-    /// Where the agent runs; never [`Mode::Auto`].
+    /// Where the agent runs; never [`Mode::Unspecified`] or [`Mode::Auto`].
     #[prost(enumeration = "Mode", tag = "6")]
     pub mode: i32,
     /// Why there; lower-case, without a full stop.

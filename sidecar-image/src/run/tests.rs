@@ -19,6 +19,8 @@ use tp_protocol::open::{OpenRefused, Transport};
 use tp_tunnel::error::FlowError;
 use tp_tunnel::flow::{FlowReceiver, FlowSender};
 
+use crate::config::OwnPort;
+use crate::engine::AppProtocol as AppProtocolOfEngine;
 use crate::stage::{Manager, Stage, free_port};
 
 /// Longest wait for what needs no more than a few wake-ups, or one probe of a handler that was away.
@@ -166,6 +168,32 @@ async fn the_app_answers_until_something_is_engaged_and_after_that_again() {
             assert_eq!(say_to_handler(&mut manager, number, b"2").await, "ann 2");
             order(&mut manager, 3, &ports, &[]).await;
             assert_eq!(say(number, b"3").await.unwrap(), "app 3");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn in_the_apps_own_pod_it_serves_before_the_manager_is_there_and_orders_name_the_apps_port() {
+    let mut stage = Stage::new().await;
+    let (listen, app) = (free_port().await, pod("app").await);
+    let own = OwnPort { listen, app, transport: Transport::Tcp, protocol: AppProtocolOfEngine::Unknown };
+    stage.config.own_ports = vec![own];
+    stage
+        .play(async {
+            let not_let_in = stage.accept().await;
+            assert_eq!(probe(&stage).await, "200");
+            assert_eq!(say(listen, b"1").await.unwrap(), "app 1");
+            drop(not_let_in);
+            let mut manager = stage.manager().await;
+            order(&mut manager, 1, &[], &[intercept(app.port(), Transport::Tcp)]).await;
+            let handler = async {
+                let (_, arrival, responder) = manager.reached().await;
+                assert_eq!(arrival.port, app.port());
+                handle(responder.accept().unwrap().split(), "ann").await;
+            };
+            assert_eq!(tokio::join!(say(listen, b"2"), handler).0.unwrap(), "ann 2");
+            order(&mut manager, 2, &[], &[]).await;
+            assert_eq!(say(listen, b"3").await.unwrap(), "app 3");
         })
         .await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tp_protocol::engage::call::{Call, ContainerSpec, Describe, Engage, Held, Leave, answer, call};
+use tp_protocol::engage::call::{Call, ContainerSpec, Describe, Engage, Held, Leave, Mode, answer, call};
 
 use crate::attach::{Empty, EngagementCall, Status, reply, request};
 use crate::cli::environment::Environment;
@@ -76,7 +76,8 @@ impl Chosen {
     /// # Errors
     /// As [`Self::ask`].
     pub(in crate::cli) async fn engage(&mut self, what: Engage, limit: Duration, progress: &Progress) -> Result<Held> {
-        progress.step(format!("engaging {} in {}", what.workload, what.namespace));
+        let restarts = if what.mode() == Mode::Sidecar { "; its pods are restarted if they have no agent" } else { "" };
+        progress.step(format!("engaging {} in {}{restarts}", what.workload, what.namespace));
         match self.ask(call::Kind::Engage(Box::new(what)), limit, progress).await? {
             answer::Kind::Engaged(held) => Ok(held),
             other => Err(unexpected(&other)),

@@ -215,7 +215,7 @@ impl From<Held> for EngagementReport {
             mode: match held.mode() {
                 call::Mode::StandIn => Mode::StandIn,
                 call::Mode::Sidecar => Mode::Sidecar,
-                call::Mode::Auto => Mode::Unknown,
+                call::Mode::Unspecified | call::Mode::Auto => Mode::Unknown,
             },
             when_away: match held.when_away() {
                 wire::WhenAway::Cluster => WhenAway::Cluster,

@@ -83,7 +83,7 @@ fn without_flags_the_only_port_is_meant() {
         what: Kind::Intercept.into(),
         when_away: wire::WhenAway::Cluster.into(),
         wait_ms: 2_000,
-        mode: call::Mode::Auto.into(),
+        limit_ms: 120_000,
         holder: "ann@laptop".into(),
         ..Engage::default()
     };
@@ -104,6 +104,7 @@ fn every_flag_is_passed_on() {
     assert_eq!((engage.when_away(), engage.wait_ms), (wire::WhenAway::Hold, 500));
     assert_eq!((engage.mode(), engage.replace_held), (call::Mode::StandIn, true));
     assert_eq!(engage.to_pod.iter().map(|it| it.port).collect::<Vec<_>>(), [6379, 9]);
+    assert_eq!(parse("web --mode auto").unwrap().mode(), call::Mode::Auto);
     assert_eq!(engage.filter, None);
 }
 

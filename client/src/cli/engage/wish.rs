@@ -31,9 +31,9 @@ pub(in crate::cli) struct EngageArgs {
     /// Engage this container of the workload, when it has several
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     container: Option<String>,
-    /// Where the agent runs
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    mode: Mode,
+    /// Where the agent runs [default: the traffic manager's: auto, unless the chart's value engage.mode says otherwise]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
     /// Give up when it is not in force after this time
     #[arg(long, value_name = "DURATION", default_value = "2m")]
     pub(super) timeout: HumanDuration,
@@ -127,11 +127,11 @@ enum WhenAway {
 /// Where the agent runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Mode {
-    /// The traffic manager's choice: the one that restarts nothing
+    /// The agents that the workload's pods have already, else a pod of its own: nothing is restarted
     Auto,
     /// In a pod of its own, which gets the Service's traffic where some is engaged
     StandIn,
-    /// In the workload's pods, as a container beside theirs
+    /// In the workload's pods, as a container beside theirs; pods without one are restarted, by the workload's own rollout
     Sidecar,
 }
 
@@ -174,9 +174,10 @@ impl Wish {
             filter: (!filter.is_empty()).then(|| FilterMessage::from(&filter)),
             when_away: when_away.into(),
             wait_ms,
-            mode: engage.mode.to_wire().into(),
+            mode: engage.mode.map_or(call::Mode::Unspecified, Mode::to_wire).into(),
             holder,
             replace_held: self.traffic.as_ref().is_some_and(|traffic| traffic.replace_held),
+            limit_ms: self.limit().as_millis().try_into().unwrap_or(u32::MAX),
             to_pod: engage.to_pod.iter().map(|port| port.to_wire()).collect(),
         })
     }

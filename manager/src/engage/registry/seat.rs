@@ -9,7 +9,7 @@ use tp_protocol::open::OpenRefused;
 use tp_tunnel::error::OfferError;
 use tp_tunnel::flow::Flow;
 
-use super::Registry;
+use super::{Registry, State, is_of};
 use crate::engage::failure;
 
 /// Questions for one agent's environment that wait for the answer.
@@ -59,6 +59,11 @@ impl Registry {
         Seat { registry: self.clone(), pod, number, orders, questions }
     }
 
+    /// Whether the agent of a pod is connected.
+    pub(crate) fn has_agent(&self, namespace: &str, pod: &str) -> bool {
+        self.lock().agents.contains_key(&(namespace.to_owned(), pod.to_owned()))
+    }
+
     /// Gives an agent its orders, if they are its first or others than before, and returns what it last said of them: `None`
     /// when it is not here or has not carried them out yet.
     pub(crate) fn order(&self, namespace: &str, pod: &str, orders: &Orders) -> Option<AgentState> {
@@ -78,14 +83,14 @@ impl Registry {
     /// Asks the agent of an engagement for its environment. The answer is dropped when the agent goes.
     pub(crate) fn ask_environment(&self, id: &str) -> Result<oneshot::Receiver<Environment>, Failure> {
         let mut state = self.lock();
-        let stand_in = state.engagements.get(id).map(|entry| entry.stand_in.clone());
-        let stand_in = stand_in.ok_or_else(|| failure("the engagement was ended meanwhile", ""))?;
+        let State { engagements, agents, pods, .. } = &mut *state;
+        let entry = engagements.get(id).ok_or_else(|| failure("the engagement was ended meanwhile", ""))?;
         // The one before may be there still, and be going.
-        let of_it = state.agents.iter_mut().filter(|(pod, _)| stand_in.can_be_of(pod)).map(|(_, agent)| agent);
+        let of_it = agents.iter_mut().filter(|(pod, _)| is_of(pods, &entry.stand_in, pod)).map(|(_, agent)| agent);
         let agent = of_it.max_by_key(|agent| agent.number);
         let agent = agent.ok_or_else(|| {
             failure(
-                format!("the agent that stands in for {} is not connected", stand_in.workload),
+                format!("the agent that stands in for {} is not connected", entry.stand_in.workload),
                 "try again in a moment",
             )
         })?;
@@ -109,7 +114,7 @@ impl Registry {
         let queue = {
             let state = self.lock();
             // Another pod has no business here.
-            let entry = state.engagements.get(id.as_str()).filter(|entry| entry.stand_in.can_be_of(seat));
+            let entry = state.engagements.get(id.as_str()).filter(|entry| is_of(&state.pods, &entry.stand_in, seat));
             entry.map(|entry| entry.queue.clone())
         };
         let over = || OpenRefused::new(ErrorClass::Denied, format!("{id} is not an engagement of this pod"));
@@ -134,14 +139,19 @@ impl Seat {
     /// The agent says how its orders go.
     pub(crate) fn on_state(&self, said: AgentState) {
         let mut state = self.registry.lock();
-        let Some(agent) = state.agents.get_mut(&self.pod).filter(|agent| agent.number == self.number) else { return };
+        let State { engagements, agents, pods, .. } = &mut *state;
+        let Some(agent) = agents.get_mut(&self.pod).filter(|agent| agent.number == self.number) else { return };
         let is_new = agent.state != said;
         agent.state = said.clone();
-        for entry in state.engagements.values_mut().filter(|entry| entry.stand_in.can_be_of(&self.pod)) {
+        for entry in engagements.values_mut().filter(|entry| is_of(pods, &entry.stand_in, &self.pod)) {
             let of_it = |report: &&Report| report.id.split_once('#').is_some_and(|(id, _)| id == entry.record.held.id);
             let reports: Vec<Report> = said.reports.iter().filter(of_it).cloned().collect();
             if !reports.is_empty() {
-                entry.reports = reports;
+                if !entry.stand_in.is_sidecar {
+                    // The one before has ended.
+                    entry.reports.clear();
+                }
+                entry.reports.insert(self.pod.1.clone(), reports);
             }
         }
         drop(state);

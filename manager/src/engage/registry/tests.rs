@@ -191,6 +191,33 @@ async fn agents_answer_for_their_own_stand_in_and_for_the_orders_of_now() {
 }
 
 #[tokio::test]
+async fn where_the_workloads_own_pods_have_the_agents_all_of_these_answer_and_no_other_pod() {
+    let registry = registry();
+    let ann = client(&registry);
+    let mut record_in_pods = record("e-1", &ann.key, Some("ann"));
+    record_in_pods.held.mode = Mode::Sidecar.into();
+    let in_pods = StandIn::of("tp-system", &record_in_pods.held);
+    registry.add(record_in_pods, &in_pods, false).unwrap();
+    let seats = ["web-1", "web-2", "web-3"].map(|pod| registry.seat("shop", pod));
+    let report = Report { id: "e-1#8080/tcp".into(), taken: 2, ..Report::default() };
+    let said = AgentState { number: 1, reports: vec![report], ..AgentState::default() };
+    let taken = |pods: &[&str]| {
+        registry.set_pods(&in_pods, pods.iter().map(|&pod| pod.to_owned()).collect());
+        seats.iter().for_each(|seat| seat.on_state(said.clone()));
+        registry.list("shop", &ann.session)[0].report.as_ref().map(|report| report.taken)
+    };
+    assert_eq!(taken(&[]), None);
+    assert_eq!(taken(&["web-1", "web-2"]), Some(4));
+    assert_eq!(taken(&["web-2"]), Some(2));
+    let id = EngagementId::new("e-1").unwrap();
+    let arrival =
+        Arrival { port: 8080, transport: tp_protocol::open::Transport::Tcp, source: "10.0.0.1:1".parse().unwrap() };
+    assert_eq!(registry.reach(seats[0].pod(), &id, &arrival).await.unwrap_err().class, ErrorClass::Denied);
+    let by_stand_in = registry.add(record("e-2", &ann.key, Some("bob")), &stand_in(), false).unwrap_err();
+    assert_eq!(by_stand_in.hint, "engage it with --mode sidecar as well");
+}
+
+#[tokio::test]
 async fn workloads_without_a_service_do_not_get_in_each_others_way() {
     let registry = registry();
     let ann = client(&registry);

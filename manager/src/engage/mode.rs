@@ -1,0 +1,190 @@
+//! Where the agent of an engagement runs: what was asked for, what the chart says, and what the workload's pods have already.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+use tp_protocol::engage::call::{Failure, Held, Mode};
+
+use super::failure;
+use super::service::Port;
+use super::sidecar::{self, DISABLED, ENABLED, INJECT, PORTS};
+use super::workload::{Workload, stays};
+use crate::config::{self, Inject};
+
+/// What decides.
+pub(super) struct Wish<'a> {
+    /// What the client asks for.
+    pub(super) asked: Mode,
+    /// What the chart says.
+    pub(super) default: config::Mode,
+    pub(super) inject: Inject,
+    pub(super) namespace: &'a str,
+    pub(super) workload: &'a Workload,
+    /// The ports that are engaged; none where no traffic is.
+    pub(super) ports: &'a [Port],
+    /// The container that is engaged.
+    pub(super) container: &'a str,
+    /// How others engage the workload's traffic at the moment.
+    pub(super) others: Option<Mode>,
+    /// The workload's pods; none where that is not to matter.
+    pub(super) pods: &'a [Pod],
+    /// Whether the agents of all these pods are connected to this manager.
+    pub(super) is_connected: bool,
+}
+
+/// What was decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Choice {
+    /// [`Mode::StandIn`] or [`Mode::Sidecar`].
+    pub(super) mode: Mode,
+    /// For the user: behind a colon.
+    pub(super) why: &'static str,
+    /// The pods are to be restarted first, since they have no agents.
+    pub(super) restarts: bool,
+}
+
+impl Choice {
+    /// An engagement that is made so.
+    pub(super) fn of(&self, held: Held) -> Held {
+        let why = if self.restarts {
+            format!("{}; the workload's pods were restarted for it", self.why)
+        } else {
+            self.why.to_owned()
+        };
+        Held { mode: self.mode.into(), why_mode: why, ..held }
+    }
+}
+
+impl Wish<'_> {
+    /// Decides.
+    ///
+    /// # Errors
+    /// When agents in the workload's own pods are asked for and cannot be, with what can be done instead.
+    pub(super) fn choose(&self) -> Result<Choice, Failure> {
+        let choice = |mode, why| Choice { mode, why, restarts: false };
+        let (mode, why) = match (self.asked, self.default) {
+            // Nothing is restarted for a look.
+            (Mode::Unspecified, _) if self.ports.is_empty() => (Mode::Auto, ""),
+            (Mode::Unspecified, config::Mode::Auto) => (Mode::Auto, ""),
+            (Mode::Unspecified, config::Mode::StandIn) => (Mode::StandIn, "the chart's engage.mode says so"),
+            (Mode::Unspecified, config::Mode::Sidecar) => (Mode::Sidecar, "the chart's engage.mode says so"),
+            (asked, _) => (asked, "it was asked for"),
+        };
+        match (mode, self.others) {
+            (Mode::StandIn, _) => Ok(choice(Mode::StandIn, why)),
+            (Mode::Sidecar, _) => self.sidecar(why),
+            // Both at once would not see all traffic.
+            (Mode::Unspecified | Mode::Auto, Some(Mode::StandIn)) => {
+                Ok(choice(Mode::StandIn, "it is engaged by one already"))
+            }
+            (Mode::Unspecified | Mode::Auto, _) if self.is_served() => {
+                Ok(choice(Mode::Sidecar, "the workload's pods have an agent already"))
+            }
+            (Mode::Unspecified | Mode::Auto, _) => Ok(choice(Mode::StandIn, "it restarts nothing")),
+        }
+    }
+
+    /// Whether agents in the workload's own pods do all that is asked for, as they are.
+    fn is_served(&self) -> bool {
+        // Where others have them, they will be back.
+        let is_there = self.is_connected || self.others == Some(Mode::Sidecar);
+        self.inject != Inject::Never
+            && is_there
+            && self.numeric().is_none()
+            && self.all_have_agents()
+            && self.unserved().is_none()
+    }
+
+    fn all_have_agents(&self) -> bool {
+        let mut staying = self.staying().peekable();
+        staying.peek().is_some() && staying.all(sidecar::has_agent)
+    }
+
+    fn staying(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.iter().filter(|pod| stays(pod))
+    }
+
+    /// A port to which no agent can be put, since its Service gives it by number.
+    fn numeric(&self) -> Option<&Port> {
+        self.ports.iter().find(|port| port.target_name.is_none())
+    }
+
+    /// What the agents that are there do not do.
+    fn unserved(&self) -> Option<String> {
+        let agents = self.staying().filter_map(sidecar::agent_of);
+        agents.into_iter().find_map(|agent| {
+            let has: BTreeSet<_> = agent.ports.iter().flatten().filter_map(|port| port.name.as_deref()).collect();
+            let names = self.ports.iter().filter_map(|port| port.target_name.as_deref());
+            if let Some(name) = names.into_iter().find(|name| !has.contains(name)) {
+                return Some(format!("do not take over its port {name}"));
+            }
+            let container = sidecar::container_of(agent);
+            (self.ports.is_empty() && container != Some(self.container))
+                .then(|| format!("have the environment of its container {}", container.unwrap_or_default()))
+        })
+    }
+
+    fn sidecar(&self, why: &'static str) -> Result<Choice, Failure> {
+        let Self { namespace, workload, .. } = self;
+        if self.inject == Inject::Never {
+            return Err(failure(
+                "this traffic manager puts no agents into a workload's own pods",
+                "`--mode stand-in` restarts nothing; the chart's value engage.inject lets the manager do it",
+            ));
+        }
+        if let Some(port) = self.numeric() {
+            let (from, to) = (port.service_port, port.container_port);
+            return Err(failure(
+                format!(
+                    "the Service of {workload} leads port {from} to port {to} by number, which passes agents in its pods by"
+                ),
+                "`--mode stand-in` takes it; or give the container's port a name, and the Service this name as its targetPort",
+            ));
+        }
+        if self.all_have_agents() {
+            return match self.unserved() {
+                None => Ok(Choice { mode: Mode::Sidecar, why, restarts: false }),
+                Some(what) => {
+                    Err(failure(format!("the agents in the pods of {workload} {what}"), "`--mode stand-in` does"))
+                }
+            };
+        }
+        let labels = workload.labels();
+        if labels.get(INJECT).is_some_and(|value| value == DISABLED) {
+            return Err(failure(
+                format!("{workload} wants no agents in its pods: their label {INJECT} is {DISABLED}"),
+                "`--mode stand-in` puts none there",
+            ));
+        }
+        let out_of_reach = self.ports.iter().filter_map(|port| port.target_name.as_deref());
+        if let Some(name) = out_of_reach.into_iter().find(|name| sidecar::leaves_out(&workload.template, name)) {
+            return Err(failure(
+                format!(
+                    "agents in the pods of {workload} do not take over its port {name}: its annotation {PORTS} leaves it out"
+                ),
+                "`--mode stand-in` does",
+            ));
+        }
+        match self.inject {
+            Inject::OnDemand => Ok(Choice { mode: Mode::Sidecar, why, restarts: true }),
+            // Its pods may be on their way; those that have none are told of.
+            Inject::Never | Inject::Enabled if sidecar::asks_by(&labels) => {
+                Ok(Choice { mode: Mode::Sidecar, why, restarts: false })
+            }
+            Inject::Never | Inject::Enabled => {
+                let template = json!({"spec": {"template": {"metadata": {"labels": {INJECT: ENABLED}}}}});
+                Err(failure(
+                    format!("the pods of {workload} are made without agents, and this traffic manager restarts none"),
+                    format!(
+                        "`kubectl -n {namespace} patch {workload} --type merge --patch '{template}'` restarts them with agents; \
+                         `--mode stand-in` restarts nothing"
+                    ),
+                ))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

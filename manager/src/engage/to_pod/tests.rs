@@ -12,6 +12,7 @@ use super::*;
 use crate::config::{AgentPod, Engage as Config};
 use crate::engage::registry::secret_sha256;
 use crate::engage::stand_in::{Record, StandIn};
+use crate::engage::workload::Kind;
 use crate::engage::{Cluster, Registry};
 use crate::fake_api::{FakeApi, status};
 use crate::session::SessionLimits;
@@ -25,7 +26,8 @@ fn template(host_network: bool) -> Value {
 }
 
 fn workload(kind: Kind, host_network: bool) -> Workload {
-    Workload { kind, name: "web".into(), template: serde_json::from_value(template(host_network)).unwrap() }
+    let template = serde_json::from_value(template(host_network)).unwrap();
+    Workload { kind, name: "web".into(), selector: [("app".into(), "web".into())].into(), template }
 }
 
 /// A pod that runs and is ready, of a Deployment's ReplicaSet, made at this second.
@@ -50,7 +52,7 @@ fn api(pods: &[Value]) -> FakeApi {
     for kind in ["statefulsets", "daemonsets", "replicasets"] {
         api.put(&format!("/apis/apps/v1/namespaces/shop/{kind}"), json!({"metadata": {}, "items": []}));
     }
-    let web = json!({"metadata": {"name": "web"}, "spec": {"selector": {}, "template": template(false)}});
+    let web = json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template(false)}});
     api.put(DEPLOYMENTS, json!({"metadata": {}, "items": [web]}));
     api.put(PODS, json!({"metadata": {}, "items": pods}));
     api
@@ -92,20 +94,6 @@ fn a_port_that_the_handler_needs_is_refused_and_so_is_a_nodes_localhost() {
     let refused = asked(&wish, &workload(Kind::DaemonSet, true), &[]).unwrap_err();
     assert!(refused.message.contains("use their nodes' network"), "{refused:?}");
     assert!(asked(&Engage::default(), &workload(Kind::DaemonSet, true), &[]).is_ok());
-}
-
-#[test]
-fn a_pod_is_of_the_workload_whose_controller_has_made_it() {
-    let is_of = |kind, owner| {
-        let pod: Pod = serde_json::from_value(pod("web-0", owner, 0)).unwrap();
-        super::is_of(&pod, &workload(kind, false))
-    };
-    assert!(is_of(Kind::Deployment, RS));
-    assert!(!is_of(Kind::Deployment, ("ReplicaSet", "web-canary-5d9")), "another Deployment with the same labels");
-    assert!(!is_of(Kind::Deployment, ("ReplicaSet", "tp-web-0ab3ff")), "a stand-in");
-    assert!(is_of(Kind::ReplicaSet, ("ReplicaSet", "web")));
-    assert!(is_of(Kind::StatefulSet, ("StatefulSet", "web")) && is_of(Kind::DaemonSet, ("DaemonSet", "web")));
-    assert!(!is_of(Kind::StatefulSet, ("DaemonSet", "web")));
 }
 
 #[tokio::test]

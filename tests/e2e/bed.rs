@@ -191,7 +191,7 @@ pub(crate) fn deployment(namespace: &str) -> Value {
             { "name": "APP_NAME", "value": "cluster" },
             { "name": "MODE", "valueFrom": { "configMapKeyRef": { "name": "settings", "key": "mode" } } },
             { "name": "PEM", "valueFrom": { "secretKeyRef": { "name": "keys", "key": "pem" } } },
-            { "name": "POD_NAMESPACE", "valueFrom": { "fieldRef": { "fieldPath": "metadata.namespace" } } },
+            { "name": "POD_NAMESPACE", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } } },
             { "name": "URL", "value": "http://$(POD_NAMESPACE)/$$(MODE)/$(NONE)" },
             { "name": "EMPTY", "value": "" },
         ],

@@ -46,6 +46,9 @@ fn alone_manager_is_installed_upgraded_used_and_removed_without_a_trace() {
     let scope = test.scope();
     let others = docker::labelled("tp.role=daemon");
     assert!(others.is_empty(), "this test would end other connections; end them yourself with `tp quit --all`");
+    // What other tests have made is still going.
+    let going = "--field-selector=status.phase=Terminating";
+    kubectl::admin(&["wait", "--for=delete", "namespaces", going, "--timeout=80s"]).ok();
     let before = objects_of_tp();
     let namespace = kubectl::Namespace::create(&format!("tp-{}", scope.name()));
     let name = namespace.name();

@@ -42,16 +42,16 @@ impl Test {
         Self { _turn: Turn::BesideOthers { _held: block_on(turns().read_owned()) } }
     }
 
-    /// Waits for a turn alone, for tests that change or measure what all share. The names of these begin with `alone_`,
-    /// for `make test` to run them behind the others instead of having those wait.
+    /// Waits for a turn alone, for the benchmarks and for tests that change or measure what all share. The names of these
+    /// begin with `alone_`, for `make test` to run them behind the others instead of having those wait.
     ///
     /// # Panics
     /// When nothing was prepared to be tested, and when the test has another name.
     pub fn alone() -> Self {
         given();
         let thread = std::thread::current();
-        let is_named = thread.name().is_some_and(|name| name.contains("::alone_"));
-        assert!(is_named, "the name of a test that runs alone begins with `alone_`");
+        let is_known = thread.name().is_some_and(|name| name == "main" || name.contains("::alone_"));
+        assert!(is_known, "the name of a test that runs alone begins with `alone_`");
         Self { _turn: Turn::Alone { _held: block_on(turns().write_owned()) } }
     }
 

@@ -14,6 +14,9 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
+use crate::config::{AgentPod, Engage};
+use crate::engage::Cluster;
+
 /// The objects, and what goes wrong. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct FakeApi {
@@ -42,6 +45,27 @@ impl FakeApi {
             async move { Ok::<_, Infallible>(api.answer(request).await) }
         });
         Client::new(service, "default")
+    }
+
+    /// Returns a cluster with this API server, in which a manager of `tp-system` has its default settings and asks nobody who
+    /// clients are.
+    pub(crate) fn cluster(&self) -> Cluster {
+        Cluster {
+            client: self.client(),
+            namespace: "tp-system".to_owned(),
+            config: Engage::default(),
+            agent: AgentPod::default(),
+            identities: None,
+        }
+    }
+
+    /// Says that it is of Kubernetes 1.34.
+    pub(crate) fn tell_version(&self) {
+        let version = json!({
+            "major": "1", "minor": "34", "gitVersion": "v1.34.4", "gitCommit": "", "gitTreeState": "", "buildDate": "",
+            "goVersion": "", "compiler": "", "platform": "",
+        });
+        self.script(Method::GET, "/version", StatusCode::OK, version);
     }
 
     /// Puts an object at `path`.

@@ -204,7 +204,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::config::{AgentPod, Engage};
     use crate::fake_api::{FakeApi, status};
 
     const SERVICES: &str = "/api/v1/namespaces/shop/services";
@@ -215,20 +214,10 @@ mod tests {
         let api = FakeApi::default();
         let spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]});
         api.put(SERVICES, json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": {}, "items": [{"metadata": {"name": "web"}, "spec": spec}]}));
-        let version = json!({
-            "major": "1", "minor": "34", "gitVersion": "v1.34.4", "gitCommit": "", "gitTreeState": "", "buildDate": "",
-            "goVersion": "", "compiler": "", "platform": "",
-        });
-        api.script(Method::GET, "/version", StatusCode::OK, version);
-        let cluster = Cluster {
-            client: api.client(),
-            namespace: "tp-system".to_owned(),
-            config: Engage::default(),
-            agent: AgentPod::default(),
-            identities: None,
-        };
+        api.tell_version();
         let (_, ca) = watch::channel(ca.to_owned());
-        (api, InjectHook::new(Arc::new(cluster), ca).unwrap())
+        let hook = InjectHook::new(Arc::new(api.cluster()), ca).unwrap();
+        (api, hook)
     }
 
     fn review(namespace: &str) -> Value {

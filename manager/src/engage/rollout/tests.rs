@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use http::{Method, StatusCode};
 
 use super::*;
-use crate::config::{AgentPod, Engage};
 use crate::fake_api::{FakeApi, status};
 
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/shop/deployments/web";
@@ -59,18 +58,8 @@ fn api(target: &Value) -> (FakeApi, Cluster) {
     let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "shop"}, "spec": {"replicas": 2, "template": template()}});
     api.put(DEPLOYMENT, deployment);
     api.put(PODS, list("PodList", &[pod("web-old", None, false, true)]));
-    let version = json!({
-        "major": "1", "minor": "34", "gitVersion": "v1.34.4", "gitCommit": "", "gitTreeState": "", "buildDate": "",
-        "goVersion": "", "compiler": "", "platform": "",
-    });
-    api.script(Method::GET, "/version", StatusCode::OK, version);
-    let cluster = Cluster {
-        client: api.client(),
-        namespace: "tp-system".to_owned(),
-        config: Engage::default(),
-        agent: AgentPod::default(),
-        identities: None,
-    };
+    api.tell_version();
+    let cluster = api.cluster();
     (api, cluster)
 }
 

@@ -9,11 +9,10 @@ use tp_protocol::hello::{ClientHello, SessionKey};
 use tp_protocol::open::Transport as OpenTransport;
 
 use super::*;
-use crate::config::{AgentPod, Engage as Config};
+use crate::engage::Registry;
 use crate::engage::registry::secret_sha256;
 use crate::engage::stand_in::{Record, StandIn};
 use crate::engage::workload::Kind;
-use crate::engage::{Cluster, Registry};
 use crate::fake_api::{FakeApi, status};
 use crate::session::SessionLimits;
 use crate::session::hub::{Admitted, FlowLimits, Hub, Ticket};
@@ -141,14 +140,7 @@ fn engaged(api: &FakeApi) -> (Engagements, Ticket) {
     let record = Record { held, session: id.clone(), secret_sha256: secret_sha256(secret) };
     let stand_in = StandIn::of("tp-system", &record.held);
     registry.add(record, &stand_in, false).unwrap();
-    let cluster = Cluster {
-        client: api.client(),
-        namespace: "tp-system".into(),
-        config: Config::default(),
-        agent: AgentPod::default(),
-        identities: None,
-    };
-    (Engagements::new(registry, Some(cluster)), client)
+    (Engagements::new(registry, Some(api.cluster())), client)
 }
 
 fn client(registry: &Registry) -> Ticket {

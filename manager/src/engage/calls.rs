@@ -332,13 +332,13 @@ fn engaged(asked: &Engage, workload: &Workload, service: &Service) -> Result<(He
     let taken = taken(asked, workload, service)?;
     let ports: Vec<Port> = taken.iter().map(|(port, _)| port.clone()).collect();
     let app = container::find(workload, &asked.container, &ports)?;
-    let held_ports = taken.into_iter().map(|(port, local)| HeldPort {
+    let held_port = |(port, local): (Port, String)| HeldPort {
         port: port.container_port.into(),
         transport: port.transport.into(),
         service_port: port.service_port.into(),
         local,
-    });
-    let held_ports: Vec<HeldPort> = held_ports.collect();
+    };
+    let held_ports: Vec<HeldPort> = taken.into_iter().map(held_port).collect();
     let held = Held {
         service: service.name_any(),
         to_pod: to_pod::asked(asked, workload, &held_ports)?,

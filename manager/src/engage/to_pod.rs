@@ -175,7 +175,7 @@ async fn choose(client: &Client, namespace: &str, via: &str) -> Result<String, O
     let workload = workloads.into_iter().find(|it| it.to_string() == via).ok_or_else(none)?;
     let pods = workload.pods(client, namespace).await.map_err(|why| failed(why.message))?;
     let running = pods.iter().filter(|pod| runs(pod));
-    let first = running.min_by_key(|pod| (!is_ready(pod), pod.creation_timestamp(), pod.name_any()));
+    let first = running.min_by_key(|pod| (!workload::is_ready(pod), pod.creation_timestamp(), pod.name_any()));
     Ok(first.ok_or_else(none)?.name_any())
 }
 
@@ -184,11 +184,6 @@ fn runs(pod: &Pod) -> bool {
     let is_running = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
     let is_on_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
     is_running && !is_on_host && pod.metadata.deletion_timestamp.is_none() && !pod.labels().contains_key(STAND_IN)
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True")
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ mod routes;
 
 use std::process::ExitCode;
 
+use tp_memcpy as _; // in place of libc's
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

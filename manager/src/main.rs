@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use tp_manager::config::{self, Log};
 use tp_manager::{log, run};
+use tp_memcpy as _; // in place of libc's
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

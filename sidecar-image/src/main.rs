@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use tp_agent::config::{Config, LogFormat};
 use tp_agent::run;
+use tp_memcpy as _; // in place of libc's
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;

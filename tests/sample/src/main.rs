@@ -16,6 +16,7 @@ mod udp;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tp_memcpy as _; // in place of libc's
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

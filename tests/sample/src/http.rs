@@ -12,7 +12,9 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::io::{self, Cursor};
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,14 +24,15 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use ring::digest::{Context, SHA256};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::pattern::Pattern;
@@ -41,12 +44,15 @@ const ENVIRONMENT_PREFIXES: [&str; 3] = ["APP_", "POD_", "TP_"];
 /// Longest delay that `/slow` grants.
 const DELAY_MAX: Duration = Duration::from_secs(600);
 
+/// How every HTTP/2 connection begins (RFC 9113 section 3.4); no request of HTTP/1.1 shares the first three bytes.
+const HTTP2_PREFACE: &[u8] = b"PRI";
+
 type AnyBody = BoxBody<Bytes, hyper::Error>;
 
 /// The HTTP server, without its listener.
 pub(crate) struct Server {
     app: Arc<App>,
-    graceful: GracefulShutdown,
+    stop: watch::Sender<()>,
 }
 
 struct App {
@@ -57,11 +63,11 @@ struct App {
 
 impl Server {
     pub(crate) fn new(name: String, pattern: Pattern) -> Self {
-        Self { app: Arc::new(App { name, environment: environment(), pattern }), graceful: GracefulShutdown::new() }
+        Self { app: Arc::new(App { name, environment: environment(), pattern }), stop: watch::Sender::new(()) }
     }
 
     /// Serves one connection, HTTP/1.1 or HTTP/2 as its first bytes say, in a task of `tasks`.
-    pub(crate) fn serve(&self, tasks: &mut JoinSet<()>, stream: TcpStream, peer: SocketAddr) {
+    pub(crate) fn serve(&self, tasks: &mut JoinSet<()>, mut stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
         let local = stream.local_addr().unwrap_or(peer);
         let app = Arc::clone(&self.app);
@@ -69,18 +75,53 @@ impl Server {
             let app = Arc::clone(&app);
             async move { Ok::<_, Infallible>(app.answer(request, peer, local).await) }
         });
-        let watcher = self.graceful.watcher();
+        let mut stop = self.stop.subscribe();
         tasks.spawn(async move {
-            let builder = auto::Builder::new(TokioExecutor::new());
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            let _ = watcher.watch(connection).await; // a broken connection is its client's affair
+            let start = tokio::select! {
+                start = first_bytes(&mut stream) => start,
+                _ = stop.changed() => return,
+            };
+            let Ok(start) = start else { return };
+            let is_http2 = start == HTTP2_PREFACE;
+            let (read, write) = stream.into_split();
+            let io = TokioIo::new(tokio::io::join(Cursor::new(start).chain(read), write));
+            if is_http2 {
+                let connection = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
+                until_stopped(connection, stop, http2::Connection::graceful_shutdown).await;
+            } else {
+                let connection = http1::Builder::new().serve_connection(io, service);
+                until_stopped(connection, stop, http1::Connection::graceful_shutdown).await;
+            }
         });
     }
 
     /// Waits until the requests under way have been answered; connections are closed behind them.
     pub(crate) async fn drain(self) {
-        self.graceful.shutdown().await;
+        let _ = self.stop.send(());
+        self.stop.closed().await;
     }
+}
+
+/// Reads as many bytes as tell the protocol, fewer when they differ from HTTP/2's or end before.
+async fn first_bytes(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut start = Vec::with_capacity(HTTP2_PREFACE.len());
+    while HTTP2_PREFACE.starts_with(&start) && start.len() < HTTP2_PREFACE.len() {
+        let missing = HTTP2_PREFACE.len() - start.len();
+        if stream.take(missing as u64).read_buf(&mut start).await? == 0 {
+            break;
+        }
+    }
+    Ok(start)
+}
+
+/// Drives a connection to its end, which `end` brings nearer once the server stops.
+async fn until_stopped<C: Future>(connection: C, mut stop: watch::Receiver<()>, end: fn(Pin<&mut C>)) {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        _ = &mut connection => return, // a broken connection is its client's affair
+        _ = stop.changed() => end(connection.as_mut()),
+    }
+    let _ = connection.await;
 }
 
 impl App {

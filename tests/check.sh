@@ -15,6 +15,7 @@ rm -rf "$logs" && mkdir -p "$logs"
 
 CARGO_DENY_VERSION=0.20.2
 E2E_THREADS=6
+testbed=''
 passed=0
 failed=0
 
@@ -157,25 +158,30 @@ save_logs() {
 
 # Starts the cluster's node in the background, since that is more waiting than work.
 start_node() {
-  trap 'wait "$node"; bring_down >/dev/null 2>&1' EXIT
+  trap 'wait; bring_down >/dev/null 2>&1' EXIT
   bring_down >/dev/null 2>&1
   tests/cluster/cluster.sh up >"$(log_of 'start of the node')" 2>&1 &
   node=$!
 }
 
-node_has_started() {
-  wait "$node" || { cat "$(log_of 'start of the node')" && return 1; }
-}
-
-e2e() { cargo test --locked -p tp-tests --test e2e -- "$@"; }
-
-end_to_end() {
+# Puts the product and the samples into the cluster in the background, for the same reason.
+start_testbed() {
   check 'build' tests/build.sh || return
   check 'binaries are static' are_static
   check 'reference pages' tests/docs.sh --check
   check 'images' tests/images.sh || return
-  check 'node' node_has_started || { save_logs && return; }
-  check 'cluster' tests/testbed.sh up || { save_logs && return; }
+  check 'node' has_ended_well "$node" 'start of the node' || { save_logs && return 1; }
+  tests/testbed.sh up >"$(log_of 'installation')" 2>&1 &
+  testbed=$!
+}
+
+has_ended_well() { wait "$1" || { cat "$(log_of "$2")" && return 1; }; }
+
+e2e() { cargo test --locked -p tp-tests --test e2e -- "$@"; }
+
+end_to_end() {
+  [ -n "$testbed" ] || return # what failed was counted
+  check 'cluster' has_ended_well "$testbed" 'installation' || { save_logs && return; }
   eval "$(tests/testbed.sh env)"
   # Most of a test is waiting for the cluster, so more of them run at a time than there are processors.
   suite 'end to end' e2e --skip ::alone_ --test-threads "$E2E_THREADS" || save_logs
@@ -193,11 +199,12 @@ finish() {
 
 case ${1:-all} in
   lint) lint ;;
-  e2e) start_node && end_to_end ;;
+  e2e) start_node; start_testbed; end_to_end ;;
   all)
     tests/preflight.sh || { count_failed preflight "$SECONDS" 1 above; finish; exit 1; }
     start_node
     lint
+    start_testbed
     suite 'tests of the crates' cargo test --locked --workspace --no-fail-fast
     end_to_end
     ;;

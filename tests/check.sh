@@ -89,7 +89,8 @@ cargo_deny() { "$TP_CACHE/cargo-deny/bin/cargo-deny" --all-features --locked che
 install_cargo_deny() {
   [ "$("$TP_CACHE/cargo-deny/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $CARGO_DENY_VERSION" ] && return
   step "building cargo-deny $CARGO_DENY_VERSION (a few minutes, once)"
-  (cd / && env -u CARGO_TARGET_DIR cargo install --quiet --locked --root "$TP_CACHE/cargo-deny" cargo-deny@"$CARGO_DENY_VERSION")
+  # It runs for seconds, and is built for minutes: unoptimised.
+  (cd / && env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 cargo install --debug --quiet --locked --root "$TP_CACHE/cargo-deny" cargo-deny@"$CARGO_DENY_VERSION")
 }
 
 check_dependencies() {
@@ -115,7 +116,7 @@ lint() {
   check 'chart schema' chart_refuses_unknown_values
   check_dependencies
   check 'clippy' cargo clippy --locked --workspace --all-targets -- -D warnings
-  check 'clippy of e2e' cargo clippy --locked -p tp-tests --test e2e -- -D warnings
+  check 'clippy of e2e' cargo clippy --locked --workspace --test e2e -- -D warnings
   check 'documentation' env RUSTDOCFLAGS='-D warnings' cargo doc --keep-going --locked --workspace --no-deps --document-private-items
 }
 
@@ -177,7 +178,8 @@ start_testbed() {
 
 has_ended_well() { wait "$1" || { cat "$(log_of "$2")" && return 1; }; }
 
-e2e() { cargo test --locked -p tp-tests --test e2e -- "$@"; }
+# With the whole workspace, so that dependencies are those that are compiled already, with the same features.
+e2e() { cargo test --locked --workspace --test e2e -- "$@"; }
 
 end_to_end() {
   [ -n "$testbed" ] || return # what failed was counted

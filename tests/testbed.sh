@@ -3,7 +3,7 @@
 #
 # usage: tests/testbed.sh up      the last line on stdout is `export KUBECONFIG=...`, the administrator's
 #        tests/testbed.sh env     prints what the end-to-end tests and the benchmarks need to know, for a shell:
-#                                 eval "$(tests/testbed.sh env)" && cargo test -p tp-tests --test e2e
+#                                 eval "$(tests/testbed.sh env)" && cargo test --workspace --test e2e
 #        tests/testbed.sh down
 # TP_CLUSTER, TP_CONTEXT and CLUSTER choose the cluster, as they do for tests/cluster/cluster.sh.
 set -euo pipefail

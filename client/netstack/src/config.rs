@@ -83,13 +83,12 @@ impl Default for NetstackConfig {
         Self {
             limits: Limits::default(),
             // Worst case, all rings of both directions full: 8 flows take 4 MiB, the next 24 another 6, the next 96 another
-            // 12, and up to 1,000 flows 54 MiB more: within a daemon's budget of 128 MiB. One hop over a TUN needs no large
+            // 12, and up to 1,000 flows 27 MiB more: within a daemon's budget of 128 MiB. One hop over a TUN needs no large
             // rings; 256 KiB is where throughput stops to grow.
             ring_steps: vec![
                 RingStep { flows_below: 8, ring_bytes: 256 << 10 },
                 RingStep { flows_below: 32, ring_bytes: 128 << 10 },
                 RingStep { flows_below: 128, ring_bytes: 64 << 10 },
-                RingStep { flows_below: 1024, ring_bytes: 32 << 10 },
                 RingStep { flows_below: usize::MAX, ring_bytes: 16 << 10 },
             ],
             association_idle: Duration::from_secs(120),

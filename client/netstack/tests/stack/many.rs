@@ -77,7 +77,7 @@ fn rings_shrink_with_the_number_of_flows() {
     }
     assert_eq!(
         (sizes[0], sizes[7], sizes[8], sizes[31], sizes[32], sizes[127], sizes[128]),
-        (256 << 10, 256 << 10, 128 << 10, 128 << 10, 64 << 10, 64 << 10, 32 << 10)
+        (256 << 10, 256 << 10, 128 << 10, 128 << 10, 64 << 10, 64 << 10, 16 << 10)
     );
 }
 

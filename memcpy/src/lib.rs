@@ -6,8 +6,8 @@
 //! headers, packets. A program that names this crate (`use tp_memcpy as _;`) has them replaced, since the linker takes the first
 //! definition that it finds and libc's archive comes last. On other targets the crate is empty: there libc's are good.
 //!
-//! Up to [`SHORT_BYTES`] all of the source is loaded before anything is stored, so overlaps need no care. Beyond it, blocks of
-//! [`BLOCK_BYTES`] are copied to aligned addresses, from the end that an overlap allows; the unaligned bytes at both ends are
+//! Up to two blocks of 64 bytes all of the source is loaded before anything is stored, so overlaps need no care. Beyond it, blocks of
+//! that size are copied to aligned addresses, from the end that an overlap allows; the unaligned bytes at both ends are
 //! loaded first and stored last.
 
 #![no_std]

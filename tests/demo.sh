@@ -37,8 +37,10 @@ finish() {
   if [ "$status" != 0 ] && [ -n "${cluster_is_up:-}" ]; then
     "$cluster" logs "$TP_ROOT_DIR/.tmp/demo-logs" || true
   fi
+  docker rm --force tp-demo-handler >/dev/null 2>&1 || true
   [ ! -x dist/tp ] || dist/tp quit --use "$TP_CLUSTER" >/dev/null 2>&1 || true
   if [ -n "${cluster_is_up:-}" ]; then
+    [ -z "${rights_are_given:-}" ] || KUBECONFIG=$admin kubectl -n shop delete role,rolebinding tp-engage >/dev/null 2>&1 || true
     [ -z "${TP_CONTEXT:-}" ] || KUBECONFIG=$admin dist/tp helm uninstall >/dev/null 2>&1 || true
     "$cluster" down || true
   fi
@@ -92,6 +94,26 @@ shows PONG tp docker-run --rm "$image" redis-cli -h redis ping
 shows 'hello from PostgreSQL' tp docker-run --rm -e PGPASSWORD=app "$image" \
   psql --host postgres --user app --command 'SELECT * FROM greetings'
 shows tp-agent tp status
+
+title 'The administrator lets the developer engage what is in a namespace'
+KUBECONFIG=$admin shows created kubectl -n shop create role tp-engage --verb=create --resource=pods/exec
+KUBECONFIG=$admin shows created kubectl -n shop create rolebinding tp-engage --role=tp-engage --user=developer \
+  --serviceaccount=tp-system:developer
+rights_are_given=yes
+
+title 'Requests of one person arrive in a container on this machine, all others where they did'
+shows '' tp docker-run -d --rm --name tp-demo-handler "tp-sample:$TP_VERSION" serve --name 'this machine'
+shows 'Intercepting deployment/web' tp intercept web --namespace shop --port 8080 --http-header x-user=ann
+asks=(kubectl -n default exec deploy/redis -- curl -s http://web.shop/)
+# Nodes follow a changed Service in their own time.
+for _ in {1..50}; do
+  [[ $(KUBECONFIG=$admin "${asks[@]}" -H 'x-user: ann') != *'this machine'* ]] || break
+done
+KUBECONFIG=$admin shows '"name":"this machine"' "${asks[@]}" -H 'x-user: ann'
+KUBECONFIG=$admin shows '"name":"web of shop"' "${asks[@]}"
+shows 'deployment/web' tp list --namespace shop
+shows '' tp leave web
+docker stop tp-demo-handler >/dev/null
 
 title 'Gone again'
 shows '' tp quit

@@ -51,7 +51,7 @@ mod service;
 pub(crate) mod sidecar;
 mod stand_in;
 pub(crate) mod to_pod;
-mod workload;
+pub(crate) mod workload;
 
 pub use registry::Registry;
 use stand_in::StandIn;

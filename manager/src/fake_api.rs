@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::config::{AgentPod, Engage};
 use crate::engage::Cluster;
+use crate::engage::workload::Kind;
 
 /// The objects, and what goes wrong. Clones share them.
 #[derive(Clone, Default)]
@@ -66,6 +67,15 @@ impl FakeApi {
             "goVersion": "", "compiler": "", "platform": "",
         });
         self.script(Method::GET, "/version", StatusCode::OK, version);
+    }
+
+    /// Says that a namespace has no workload of any kind.
+    pub(crate) fn put_no_workloads(&self, namespace: &str) {
+        for kind in Kind::ALL.map(Kind::resource) {
+            let group = if kind.group.is_empty() { "/api" } else { "/apis" };
+            let path = format!("{group}/{}/namespaces/{namespace}/{}", kind.api_version, kind.plural);
+            self.put(&path, json!({"metadata": {}, "items": []}));
+        }
     }
 
     /// Puts an object at `path`.

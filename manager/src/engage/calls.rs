@@ -21,7 +21,7 @@ use super::mode::{Choice, Wish};
 use super::registry::{Phase, Registry, secret_sha256};
 use super::service::Port;
 use super::stand_in::{Record, StandIn, fresh_id, lease};
-use super::workload::Workload;
+use super::workload::{Workload, WorkloadName};
 use super::{Cluster, Engagements, container, failure, rollout, service, to_pod, workload};
 use crate::config::Inject;
 use crate::session::SessionId;
@@ -77,7 +77,7 @@ impl Engagements {
             "" => Vec::new(),
             _ => workload::list(&cluster.client, namespace).await?,
         };
-        let workloads = workloads.iter().map(Workload::to_string).collect();
+        let workloads = workloads.iter().map(WorkloadName::to_string).collect();
         Ok(Listed { workloads, engagements: self.registry.list(namespace, session) })
     }
 
@@ -89,7 +89,7 @@ impl Engagements {
             return Err(failure(format!("workloads of namespace {namespace} are not to be engaged"), hint));
         }
         self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
-        let workload = workload::find(workload::list(&cluster.client, namespace).await?, namespace, &asked.workload)?;
+        let workload = workload::find(&cluster.client, namespace, &asked.workload).await?;
         let (held, ports) = if asked.what() == wire::Kind::Ingest {
             (ingested(&asked, &workload)?, Vec::new())
         } else {
@@ -110,7 +110,7 @@ impl Engagements {
         self.registry.add(record.clone(), &stand_in, asked.replace_held)?;
         if choice.restarts {
             // While it has no Lease, nobody else would take it out again.
-            let abandoned = ForgetOnDrop(Some((&self.registry, &record.held.id)));
+            let abandoned = Abandoned { registry: &self.registry, id: &record.held.id, undo: Some(Registry::forget) };
             rollout::restart(cluster, namespace, &workload, rollout_limit(asked.limit_ms)).await?;
             abandoned.disarm();
         }
@@ -160,7 +160,7 @@ impl Engagements {
     /// Writes the Lease and waits until traffic arrives. The engagement ends when the client does not wait for that.
     async fn make(&self, cluster: &Arc<Cluster>, stand_in: &StandIn, record: &Record) -> Result<(), Failure> {
         let id = &record.held.id;
-        let abandoned = EndOnDrop { engagements: self, id, is_armed: true };
+        let abandoned = Abandoned { registry: &self.registry, id, undo: Some(Registry::end) };
         // By a task of its own: a Lease that is made has to be known of, whatever becomes of the client.
         let written = tokio::spawn(self.clone().write_lease(Arc::clone(cluster), stand_in.clone(), record.clone()));
         written.await.unwrap_or_else(|panic| Err(failure(panic.to_string(), "")))?;
@@ -227,8 +227,7 @@ impl Engagements {
         })?;
         // Once more: it may hold secrets, and the right may have been taken away since.
         self.authorize(session, held.what(), &held.namespace, &held.workload).await?;
-        let workloads = workload::list(&cluster.client, &held.namespace).await?;
-        let workload = workload::find(workloads, &held.namespace, &held.workload)?;
+        let workload = workload::find(&cluster.client, &held.namespace, &held.workload).await?;
         let app = container::find(&workload, &held.container, &[])?;
         let answered = timeout(TELL_LIMIT, self.registry.ask_environment(&held.id)?).await;
         let environment = answered.ok().and_then(Result::ok).ok_or_else(|| {
@@ -280,40 +279,24 @@ impl Engagements {
     }
 }
 
-/// Ends an engagement whose client has stopped waiting for it.
-struct EndOnDrop<'a> {
-    engagements: &'a Engagements,
+/// Does away with an engagement whose client has stopped waiting for it, or that could not be made.
+struct Abandoned<'a> {
+    registry: &'a Registry,
     id: &'a str,
-    is_armed: bool,
+    /// What is to be done about it; `None` once it is not abandoned.
+    undo: Option<fn(&Registry, &str)>,
 }
 
-impl EndOnDrop<'_> {
+impl Abandoned<'_> {
     fn disarm(mut self) {
-        self.is_armed = false;
+        self.undo = None;
     }
 }
 
-impl Drop for EndOnDrop<'_> {
+impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
-        if self.is_armed {
-            self.engagements.registry.end(self.id);
-        }
-    }
-}
-
-/// Forgets an engagement whose pods did not get their agents, or whose client has stopped waiting for that.
-struct ForgetOnDrop<'a>(Option<(&'a Registry, &'a str)>);
-
-impl ForgetOnDrop<'_> {
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for ForgetOnDrop<'_> {
-    fn drop(&mut self) {
-        if let Some((registry, id)) = self.0 {
-            registry.forget(id);
+        if let Some(undo) = self.undo {
+            undo(self.registry, self.id);
         }
     }
 }

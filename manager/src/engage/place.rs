@@ -159,8 +159,9 @@ pub(super) async fn run(registry: Registry, cluster: Arc<Cluster>, stand_in: Sta
 /// Looks the workload and the Service up; `None` when one of them is gone.
 async fn target(cluster: &Cluster, stand_in: &StandIn) -> Result<Option<Target>, Failure> {
     let client = &cluster.client;
-    let workloads = workload::list(client, &stand_in.namespace).await?;
-    let Some(workload) = workloads.into_iter().find(|it| it.to_string() == stand_in.workload) else { return Ok(None) };
+    let Some(workload) = workload::known(client, &stand_in.namespace, &stand_in.workload).await? else {
+        return Ok(None);
+    };
     let all_pods = Api::<Pod>::namespaced(client.clone(), &stand_in.namespace);
     let pods = |selector: &str| {
         let config = watcher::Config::default().any_semantic().labels(selector);
@@ -513,8 +514,8 @@ impl Place {
             let first = first.ok_or_else(|| failure("no engagement is left", ""))?;
             let ca = self.ca().await?;
             // It may have been rolled out since this began.
-            let workloads = workload::list(&self.cluster.client, &self.stand_in.namespace).await?;
-            if let Some(now) = workloads.into_iter().find(|it| it.to_string() == self.stand_in.workload) {
+            let (client, stand_in) = (&self.cluster.client, &self.stand_in);
+            if let Some(now) = workload::known(client, &stand_in.namespace, &stand_in.workload).await? {
                 self.workload = now;
             }
             let app = App {

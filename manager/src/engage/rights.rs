@@ -43,7 +43,7 @@ impl Engagements {
         namespace: &str,
         workload: &Workload,
     ) -> Result<(), Failure> {
-        let right = Right::restart(workload.kind.resource());
+        let right = Right::restart(workload.kind.plural());
         self.audit(session, right, "restart", namespace, &workload.to_string()).await
     }
 

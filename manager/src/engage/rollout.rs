@@ -8,10 +8,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{Api, ApiResource, DynamicObject, Patch};
+use kube::api::{Api, DynamicObject, Patch};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tp_protocol::engage::call::Failure;
@@ -101,13 +100,7 @@ async fn check(cluster: &Cluster, namespace: &str, workload: &Workload) -> Resul
 
 /// Has the rollout begin; returns what its pods are stamped with.
 async fn begin(cluster: &Cluster, namespace: &str, workload: &Workload) -> Result<String, Failure> {
-    let resource = match workload.kind {
-        Kind::DaemonSet => ApiResource::erase::<DaemonSet>(&()),
-        Kind::Deployment => ApiResource::erase::<Deployment>(&()),
-        Kind::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
-        Kind::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
-    };
-    let api = Api::<DynamicObject>::namespaced_with(cluster.client.clone(), namespace, &resource);
+    let api = Api::<DynamicObject>::namespaced_with(cluster.client.clone(), namespace, &workload.kind.resource());
     let failed = |what: &str, error: kube::Error| {
         failure(
             format!("cannot {what} {workload}: {error}"),

@@ -170,9 +170,9 @@ fn explain(pod: &str, error: &kube::Error) -> OpenRefused {
 /// Finds the pod whose localhost is meant: of those that run the ready ones, and of these the oldest.
 async fn choose(client: &Client, namespace: &str, via: &str) -> Result<String, OpenRefused> {
     let failed = |why: String| OpenRefused::new(ErrorClass::Failed, why);
-    let workloads = workload::list(client, namespace).await.map_err(|why| failed(why.message))?;
     let none = || OpenRefused::new(ErrorClass::HostUnreachable, format!("{via} has no pod that runs"));
-    let workload = workloads.into_iter().find(|it| it.to_string() == via).ok_or_else(none)?;
+    let workload =
+        workload::known(client, namespace, via).await.map_err(|why| failed(why.message))?.ok_or_else(none)?;
     let pods = workload.pods(client, namespace).await.map_err(|why| failed(why.message))?;
     let running = pods.iter().filter(|pod| runs(pod));
     let first = running.min_by_key(|pod| (!workload::is_ready(pod), pod.creation_timestamp(), pod.name_any()));

@@ -17,7 +17,7 @@ use crate::fake_api::{FakeApi, status};
 use crate::session::SessionLimits;
 use crate::session::hub::{Admitted, FlowLimits, Hub, Ticket};
 
-const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/shop/deployments";
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/shop/deployments/web";
 const PODS: &str = "/api/v1/namespaces/shop/pods";
 
 fn template(host_network: bool) -> Value {
@@ -48,11 +48,8 @@ const RS: (&str, &str) = ("ReplicaSet", "web-5d9");
 /// An API server with the Deployment `web` in `shop`, and these pods.
 fn api(pods: &[Value]) -> FakeApi {
     let api = FakeApi::default();
-    for kind in ["statefulsets", "daemonsets", "replicasets"] {
-        api.put(&format!("/apis/apps/v1/namespaces/shop/{kind}"), json!({"metadata": {}, "items": []}));
-    }
     let web = json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template(false)}});
-    api.put(DEPLOYMENTS, json!({"metadata": {}, "items": [web]}));
+    api.put(DEPLOYMENT, web);
     api.put(PODS, json!({"metadata": {}, "items": pods}));
     api
 }

@@ -1,0 +1,184 @@
+//! The kinds of workloads, and whose pods are whose.
+
+use std::fmt;
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::ApiResource;
+use kube::core::ObjectMeta;
+use tp_protocol::engage::call::Failure;
+
+use crate::engage::failure;
+
+/// Label of a Deployment's pods, which tells its ReplicaSets apart.
+const TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// Longest name of an object (RFC 1123 subdomain).
+const NAME_BYTES_MAX: usize = 253;
+
+/// A kind of workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    DaemonSet,
+    Deployment,
+    ReplicaSet,
+    StatefulSet,
+}
+
+/// Which workload of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WorkloadName {
+    pub(crate) kind: Kind,
+    /// As Kubernetes allows it: it becomes a part of a path.
+    pub(crate) name: String,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::ReplicaSet];
+
+    /// What the API server calls it.
+    pub(crate) fn resource(self) -> ApiResource {
+        match self {
+            Self::DaemonSet => ApiResource::erase::<DaemonSet>(&()),
+            Self::Deployment => ApiResource::erase::<Deployment>(&()),
+            Self::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
+            Self::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
+        }
+    }
+
+    /// Its name in URLs and in RBAC.
+    pub(in crate::engage) const fn plural(self) -> &'static str {
+        match self {
+            Self::DaemonSet => "daemonsets",
+            Self::Deployment => "deployments",
+            Self::ReplicaSet => "replicasets",
+            Self::StatefulSet => "statefulsets",
+        }
+    }
+
+    /// Reads a kind as kubectl does: in full, in the plural, or short.
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text.to_ascii_lowercase().as_str() {
+            "deployment" | "deployments" | "deploy" => Self::Deployment,
+            "statefulset" | "statefulsets" | "sts" => Self::StatefulSet,
+            "daemonset" | "daemonsets" | "ds" => Self::DaemonSet,
+            "replicaset" | "replicasets" | "rs" => Self::ReplicaSet,
+            _ => return None,
+        })
+    }
+
+    /// Whether a pod is that of the workload of this kind and name, by its controller. That of a Deployment's pod is a ReplicaSet,
+    /// which has the Deployment's name, and behind it the hash that the pod's label has.
+    pub(super) fn owns(self, name: &str, pod: &ObjectMeta) -> bool {
+        let controller = controller(pod);
+        let (kind, name) = match self {
+            Self::DaemonSet => ("DaemonSet", name.to_owned()),
+            Self::ReplicaSet => ("ReplicaSet", name.to_owned()),
+            Self::StatefulSet => ("StatefulSet", name.to_owned()),
+            Self::Deployment => match pod.labels.as_ref().and_then(|labels| labels.get(TEMPLATE_HASH)) {
+                Some(hash) => ("ReplicaSet", format!("{name}-{hash}")),
+                None => return false,
+            },
+        };
+        controller.is_some_and(|owner| owner.kind == kind && owner.name == name)
+    }
+}
+
+/// What has made an object.
+pub(super) fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+impl WorkloadName {
+    /// Whether it has made an object, or another that has made it.
+    pub(super) fn has_made(&self, metadata: &ObjectMeta) -> bool {
+        let is_it = |owner: &OwnerReference| owner.kind == self.kind.resource().kind && owner.name == self.name;
+        controller(metadata).is_some_and(is_it) || self.kind.owns(&self.name, metadata)
+    }
+
+    /// Reads `KIND/NAME`, the kind as kubectl does; `None` for a name alone.
+    ///
+    /// # Errors
+    /// When it is no kind, or no name.
+    pub(super) fn parse(text: &str) -> Result<Option<Self>, Failure> {
+        let Some((kind, name)) = text.split_once('/') else { return Ok(None) };
+        let kind = Kind::parse(kind).ok_or_else(|| {
+            let kinds: Vec<String> = Kind::ALL.iter().map(Kind::to_string).collect();
+            failure(
+                format!("`{kind}` is not a kind of workload that can be engaged"),
+                format!("the kinds are {}", kinds.join(", ")),
+            )
+        })?;
+        if !is_name(name) {
+            return Err(failure(format!("`{name}` cannot be the name of a {kind}"), ""));
+        }
+        Ok(Some(Self { kind, name: name.to_owned() }))
+    }
+}
+
+/// Whether this can be an object's name (RFC 1123 subdomain).
+fn is_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(is_inner)
+    };
+    text.len() <= NAME_BYTES_MAX && text.split('.').all(is_label)
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DaemonSet => "daemonset",
+            Self::Deployment => "deployment",
+            Self::ReplicaSet => "replicaset",
+            Self::StatefulSet => "statefulset",
+        })
+    }
+}
+
+impl fmt::Display for WorkloadName {
+    /// `KIND/NAME`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_as_kubectl_does_and_names_are_no_paths() {
+        let read = |text| WorkloadName::parse(text).map(|name| name.map(|it| it.to_string()));
+        for (text, name) in [("sts/db", "statefulset/db"), ("Deployments/web.v2", "deployment/web.v2")] {
+            assert_eq!(read(text), Ok(Some(name.to_owned())));
+        }
+        assert_eq!(read("web"), Ok(None));
+        assert!(read("service/web").unwrap_err().hint.starts_with("the kinds are deployment, "));
+        for text in ["deploy/..", "deploy/../../secrets/x", "deploy/", "deploy/a..b", "deploy/Web", "deploy/a?b"] {
+            assert!(read(text).unwrap_err().message.ends_with("cannot be the name of a deployment"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_the_workloads_that_controls_it() {
+        let pod = |kind: &str, name: &str, hash: &str| {
+            let owner = json!({"kind": kind, "name": name, "uid": "u", "apiVersion": "apps/v1", "controller": true});
+            let metadata = json!({"labels": {"pod-template-hash": hash}, "ownerReferences": [owner]});
+            serde_json::from_value::<Pod>(json!({"metadata": metadata})).unwrap()
+        };
+        let all = [(Kind::Deployment, "web"), (Kind::StatefulSet, "web"), (Kind::Deployment, "web-api")];
+        let owners = |pod: Pod| {
+            let own = all.iter().filter(|(kind, name)| kind.owns(name, &pod.metadata));
+            own.map(|(kind, name)| format!("{kind}/{name}")).collect::<Vec<_>>()
+        };
+        assert_eq!(owners(pod("ReplicaSet", "web-5d4f", "5d4f")), ["deployment/web"]);
+        assert_eq!(owners(pod("ReplicaSet", "web-api-5d4f", "5d4f")), ["deployment/web-api"]);
+        assert_eq!(owners(pod("StatefulSet", "web", "5d4f")), ["statefulset/web"]);
+        assert!(owners(pod("ReplicaSet", "web-5d4f", "6e")).is_empty());
+        assert!(owners(Pod::default()).is_empty());
+    }
+}

@@ -12,6 +12,7 @@ mod host;
 mod identity;
 mod install;
 mod ipv6;
+mod kinds;
 mod names;
 mod network;
 mod resume;

@@ -6,10 +6,10 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 use tp_protocol::engage::call::{Failure, Held, Mode};
 
-use super::failure;
 use super::service::Port;
 use super::sidecar::{self, DISABLED, ENABLED, INJECT, PORTS};
 use super::workload::{Workload, stays};
+use super::{failure, rollout};
 use crate::config::{self, Inject};
 
 /// What decides.
@@ -166,13 +166,18 @@ impl Wish<'_> {
                 "`--mode stand-in` does",
             ));
         }
-        match self.inject {
-            Inject::OnDemand => Ok(Choice { mode: Mode::Sidecar, why, restarts: true }),
+        let (asks, never) = (sidecar::asks_by(&labels), rollout::never(workload.kind));
+        match (self.inject, never) {
+            (Inject::OnDemand, None) => Ok(Choice { mode: Mode::Sidecar, why, restarts: true }),
             // Its pods may be on their way; those that have none are told of.
-            Inject::Never | Inject::Enabled if sidecar::asks_by(&labels) => {
-                Ok(Choice { mode: Mode::Sidecar, why, restarts: false })
-            }
-            Inject::Never | Inject::Enabled => {
+            _ if asks => Ok(Choice { mode: Mode::Sidecar, why, restarts: false }),
+            (_, Some(never)) => Err(failure(
+                format!("{workload} is without an agent, and is not restarted to get one: {never}"),
+                format!(
+                    "`--mode stand-in` restarts nothing; pods that are made with the label {INJECT}: {ENABLED} have one from the start"
+                ),
+            )),
+            (Inject::Never | Inject::Enabled, None) => {
                 let template = json!({"spec": {"template": {"metadata": {"labels": {INJECT: ENABLED}}}}});
                 Err(failure(
                     format!("the pods of {workload} are made without agents, and this traffic manager restarts none"),

@@ -136,6 +136,15 @@ async fn begin(cluster: &Cluster, namespace: &str, workload: &Workload) -> Resul
     Err(failure(format!("{workload} is being changed all the time, and was not restarted"), "try again"))
 }
 
+/// Why pods of this kind of workload are never restarted.
+pub(super) fn never(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Pod => Some("nothing would make it again"),
+        Kind::ReplicaSet => Some("a ReplicaSet does not replace them by itself"),
+        Kind::DaemonSet | Kind::Deployment | Kind::StatefulSet => None,
+    }
+}
+
 /// Why a change of the template does not replace all pods of a workload.
 fn obstacle(kind: Kind, spec: &Value) -> Option<&'static str> {
     if spec["replicas"] == 0 {
@@ -143,13 +152,12 @@ fn obstacle(kind: Kind, spec: &Value) -> Option<&'static str> {
     }
     let strategy = &spec["updateStrategy"];
     match kind {
-        Kind::ReplicaSet => Some("a ReplicaSet does not replace them by itself"),
         Kind::Deployment if spec["paused"] == true => Some("its rollout is paused"),
         Kind::DaemonSet | Kind::StatefulSet if strategy["type"] == "OnDelete" => Some("its updateStrategy is OnDelete"),
         Kind::StatefulSet if strategy["rollingUpdate"]["partition"].as_i64().unwrap_or(0) > 0 => {
             Some("its updateStrategy has a partition")
         }
-        Kind::DaemonSet | Kind::Deployment | Kind::StatefulSet => None,
+        Kind::DaemonSet | Kind::Deployment | Kind::Pod | Kind::ReplicaSet | Kind::StatefulSet => never(kind),
     }
 }
 

@@ -36,6 +36,9 @@ pub(super) const PORTS: &str = "tp/inject-ports";
 /// Annotation of a pod that asked for an agent and has none: why.
 pub(super) const NOT_INJECTED: &str = "tp/not-injected";
 
+/// Variable of the agent with the ports that it takes over.
+const TAKEN_PORTS: &str = "TP_AGENT_PORTS";
+
 /// Annotation of the pods that a kubelet has made by itself, and that the API server only shows.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -206,6 +209,33 @@ pub(crate) fn inject(pod: &Pod, wanted: &Wanted<'_>) -> Result<Injection, Refusa
     Ok(Injection { operations, left_out })
 }
 
+/// Makes a pod what it was before it got its agent, as far as that matters for another one: the app's ports have their names.
+pub(super) fn take_out(spec: &mut PodSpec) {
+    let Some(agent) = all_containers(spec).find(|container| container.name == agent::NAME).cloned() else { return };
+    let listens = agent.env.iter().flatten().find(|variable| variable.name == TAKEN_PORTS);
+    let listens = listens.and_then(|variable| variable.value.as_deref()).unwrap_or_default();
+    for port in agent.ports.iter().flatten() {
+        let number = listens.split(',').find_map(|entry| {
+            let (listen, number) = entry.split_once('/')?.0.split_once(':')?;
+            (listen == port.container_port.to_string()).then_some(number)?.parse::<i32>().ok()
+        });
+        let is_it = |it: &&mut ContainerPort| {
+            it.name.is_none() && Some(it.container_port) == number && transport(it) == transport(port)
+        };
+        let mut ports = spec.containers.iter_mut().flat_map(|container| container.ports.iter_mut().flatten());
+        if let Some(own) = ports.find(is_it) {
+            own.name.clone_from(&port.name);
+        }
+    }
+    spec.containers.retain(|container| container.name != agent::NAME);
+    if let Some(containers) = &mut spec.init_containers {
+        containers.retain(|container| container.name != agent::NAME);
+    }
+    if let Some(volumes) = &mut spec.volumes {
+        volumes.retain(|volume| !agent::VOLUMES.contains(&volume.name.as_str()));
+    }
+}
+
 /// The patch of a pod that asked for an agent and gets none.
 pub(crate) fn not_injected(pod: &Pod, why: &str) -> Vec<Value> {
     annotate(pod, NOT_INJECTED, why)
@@ -325,7 +355,7 @@ fn ports(taken: &[Taken]) -> Vec<Value> {
 fn container(agent: &Agent<'_>, taken: &[Taken], form: Form) -> Value {
     let more = [
         agent::field("TP_AGENT_POD_IP", "status.podIP"),
-        json!({"name": "TP_AGENT_PORTS", "value": ports_variable(taken)}),
+        json!({"name": TAKEN_PORTS, "value": ports_variable(taken)}),
     ];
     let mut container = agent::container(agent, &more);
     if form == Form::Native {

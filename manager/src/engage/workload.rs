@@ -12,6 +12,7 @@ use tp_protocol::engage::call::Failure;
 
 use super::failure;
 
+mod bare_pod;
 mod find;
 mod kind;
 
@@ -23,7 +24,7 @@ pub(crate) use kind::{Kind, WorkloadName};
 pub(crate) struct Workload {
     pub(crate) kind: Kind,
     pub(crate) name: String,
-    /// Labels by which its pods are found, those that an earlier template has made included.
+    /// Labels by which its pods are found, those that an earlier template has made included. None for a single pod.
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) template: PodTemplateSpec,
 }
@@ -62,7 +63,12 @@ impl Workload {
     /// The workload's pods, those that are going included.
     pub(crate) async fn pods(&self, client: &Client, namespace: &str) -> Result<Vec<Pod>, Failure> {
         let selector: Vec<String> = self.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let params = ListParams::default().labels(&selector.join(","));
+        let params = match self.kind {
+            Kind::Pod => ListParams::default().fields(&format!("metadata.name={}", self.name)),
+            Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet => {
+                ListParams::default().labels(&selector.join(","))
+            }
+        };
         let listed = Api::<Pod>::namespaced(client.clone(), namespace).list(&params).await;
         let listed = listed.map_err(|error| failure(format!("cannot list the pods of {self}: {error}"), ""))?;
         Ok(listed.items.into_iter().filter(|pod| self.owns(pod)).collect())
@@ -81,6 +87,10 @@ impl Workload {
 fn read(name: &WorkloadName, mut object: DynamicObject) -> Result<Workload, Failure> {
     let odd = |error: &dyn fmt::Display| failure(format!("the specification of {name} is not understood: {error}"), "");
     let WorkloadName { kind, name: own_name } = name.clone();
+    if kind == Kind::Pod {
+        let pod: Pod = object.try_parse().map_err(|error| odd(&error))?;
+        return Ok(Workload { kind, name: own_name, selector: BTreeMap::new(), template: bare_pod::template(pod) });
+    }
     let spec: Spec = serde_json::from_value(object.data["spec"].take()).map_err(|error| odd(&error))?;
     let template = spec.template.ok_or_else(|| failure(format!("{name} has no pod template"), ""))?;
     let selector = spec.selector.match_labels.unwrap_or_default();

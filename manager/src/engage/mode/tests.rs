@@ -134,3 +134,16 @@ fn pods_are_restarted_only_where_some_have_no_agent_and_the_chart_lets_it() {
     let on_its_way = Wish { inject: Inject::Enabled, pods: &[pod(false)], ..wish(&asking, &ports) };
     assert!(!on_its_way.choose().unwrap().restarts);
 }
+
+#[test]
+fn what_nothing_makes_again_is_not_restarted() {
+    let ports = [port(Some("http"))];
+    let alone = |labels: &Value| Workload { kind: Kind::Pod, ..workload(labels) };
+    let (plain, asking) = (alone(&json!({})), alone(&json!({"tp/inject": "enabled"})));
+    for inject in [Inject::OnDemand, Inject::Enabled] {
+        let Failure { message, hint } = Wish { inject, ..wish(&plain, &ports) }.choose().unwrap_err();
+        assert!(message.starts_with("pod/web is without an agent, ") && message.ends_with("make it again"), "{message}");
+        assert!(hint.contains("--mode stand-in") && hint.contains("label tp/inject: enabled"), "{hint}");
+        assert!(!Wish { inject, ..wish(&asking, &ports) }.choose().unwrap().restarts, "its agent may be on its way");
+    }
+}

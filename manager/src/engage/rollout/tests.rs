@@ -117,6 +117,7 @@ fn what_a_new_template_does_not_replace_is_not_restarted() {
         ),
         (Kind::DaemonSet, json!({"updateStrategy": {"type": "OnDelete"}}), Some("its updateStrategy is OnDelete")),
         (Kind::ReplicaSet, json!({}), Some("a ReplicaSet does not replace them by itself")),
+        (Kind::Pod, json!({}), Some("nothing would make it again")),
     ] {
         assert_eq!(obstacle(kind, &spec), why, "{kind} {spec}");
     }

@@ -300,3 +300,18 @@ fn only_pods_with_the_label_ask_for_an_agent() {
     assert!(!asks(with(web(), "/metadata/labels", json!({"tp/inject": "disabled"}))));
     assert!(!asks(with(web(), "/metadata/annotations", json!({"kubernetes.io/config.mirror": "x"}))));
 }
+
+#[test]
+fn a_pod_whose_agent_is_taken_out_is_as_before() {
+    let services = [by_name("http"), by_name("metrics")];
+    for form in [Form::Native, Form::Beside] {
+        let mut pod: Pod = serde_json::from_value(injected(&web(), &services, form)).unwrap();
+        let spec = pod.spec.as_mut().unwrap();
+        take_out(spec);
+        let before: PodSpec = serde_json::from_value(web()["spec"].clone()).unwrap();
+        assert_eq!((&spec.containers, spec.volumes.as_deref()), (&before.containers, Some(&[][..])), "{form:?}");
+        let once = spec.clone();
+        take_out(spec);
+        assert_eq!(*spec, once);
+    }
+}

@@ -68,7 +68,7 @@ pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Workloa
 
 async fn of_kind(client: &Client, namespace: &str, kind: Kind) -> Result<Vec<WorkloadName>, Failure> {
     let api = api(client, namespace, kind);
-    let mut params = ListParams::default().limit(PAGE);
+    let mut params = ListParams { field_selector: selector(kind).map(str::to_owned), ..ListParams::default().limit(PAGE) };
     let mut found = Vec::new();
     loop {
         let page = api.list_metadata(&params).await.map_err(|error| {
@@ -84,6 +84,14 @@ async fn of_kind(client: &Client, namespace: &str, kind: Kind) -> Result<Vec<Wor
         if params.continue_token.is_none() {
             return Ok(found);
         }
+    }
+}
+
+/// Which objects of a kind are looked at: of pods that have ended nothing can be taken over.
+fn selector(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Pod => Some("status.phase!=Succeeded,status.phase!=Failed"),
+        Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet => None,
     }
 }
 
@@ -130,10 +138,7 @@ fn only(all: Vec<WorkloadName>, namespace: &str, name: &str) -> Result<WorkloadN
 /// It is a part of one of these workloads.
 fn part(all: &[WorkloadName], namespace: &str, name: &WorkloadName, metadata: &ObjectMeta) -> Failure {
     if let Some(whole) = all.iter().find(|it| it.has_made(metadata)) {
-        return failure(
-            format!("{name} is a part of {whole}"),
-            format!("engage {whole}: all of its pods are meant then"),
-        );
+        return failure(format!("{name} is a part of {whole}"), format!("engage {whole}: all of its pods are meant then"));
     }
     let maker = controller(metadata).map(|it| format!("{} {}", it.kind, it.name)).unwrap_or_default();
     failure(

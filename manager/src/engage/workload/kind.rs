@@ -3,6 +3,7 @@
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ApiResource;
 use kube::core::ObjectMeta;
@@ -21,6 +22,8 @@ const NAME_BYTES_MAX: usize = 253;
 pub(crate) enum Kind {
     DaemonSet,
     Deployment,
+    /// One that nothing has made from a template.
+    Pod,
     ReplicaSet,
     StatefulSet,
 }
@@ -34,13 +37,15 @@ pub(crate) struct WorkloadName {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 4] = [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::ReplicaSet];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::ReplicaSet, Self::Pod];
 
     /// What the API server calls it.
     pub(crate) fn resource(self) -> ApiResource {
         match self {
             Self::DaemonSet => ApiResource::erase::<DaemonSet>(&()),
             Self::Deployment => ApiResource::erase::<Deployment>(&()),
+            Self::Pod => ApiResource::erase::<Pod>(&()),
             Self::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
             Self::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
         }
@@ -51,6 +56,7 @@ impl Kind {
         match self {
             Self::DaemonSet => "daemonsets",
             Self::Deployment => "deployments",
+            Self::Pod => "pods",
             Self::ReplicaSet => "replicasets",
             Self::StatefulSet => "statefulsets",
         }
@@ -63,6 +69,7 @@ impl Kind {
             "statefulset" | "statefulsets" | "sts" => Self::StatefulSet,
             "daemonset" | "daemonsets" | "ds" => Self::DaemonSet,
             "replicaset" | "replicasets" | "rs" => Self::ReplicaSet,
+            "pod" | "pods" | "po" => Self::Pod,
             _ => return None,
         })
     }
@@ -72,6 +79,7 @@ impl Kind {
     pub(super) fn owns(self, name: &str, pod: &ObjectMeta) -> bool {
         let controller = controller(pod);
         let (kind, name) = match self {
+            Self::Pod => return controller.is_none() && pod.name.as_deref() == Some(name),
             Self::DaemonSet => ("DaemonSet", name.to_owned()),
             Self::ReplicaSet => ("ReplicaSet", name.to_owned()),
             Self::StatefulSet => ("StatefulSet", name.to_owned()),
@@ -130,6 +138,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::DaemonSet => "daemonset",
             Self::Deployment => "deployment",
+            Self::Pod => "pod",
             Self::ReplicaSet => "replicaset",
             Self::StatefulSet => "statefulset",
         })
@@ -145,7 +154,6 @@ impl fmt::Display for WorkloadName {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
     use serde_json::json;
 
     use super::*;
@@ -153,7 +161,7 @@ mod tests {
     #[test]
     fn kinds_are_read_as_kubectl_does_and_names_are_no_paths() {
         let read = |text| WorkloadName::parse(text).map(|name| name.map(|it| it.to_string()));
-        for (text, name) in [("sts/db", "statefulset/db"), ("Deployments/web.v2", "deployment/web.v2")] {
+        for (text, name) in [("sts/db", "statefulset/db"), ("Deployments/web.v2", "deployment/web.v2"), ("po/web-0", "pod/web-0")] {
             assert_eq!(read(text), Ok(Some(name.to_owned())));
         }
         assert_eq!(read("web"), Ok(None));
@@ -170,7 +178,12 @@ mod tests {
             let metadata = json!({"labels": {"pod-template-hash": hash}, "ownerReferences": [owner]});
             serde_json::from_value::<Pod>(json!({"metadata": metadata})).unwrap()
         };
-        let all = [(Kind::Deployment, "web"), (Kind::StatefulSet, "web"), (Kind::Deployment, "web-api")];
+        let all = [
+            (Kind::Deployment, "web"),
+            (Kind::StatefulSet, "web"),
+            (Kind::Deployment, "web-api"),
+            (Kind::Pod, "web-0"),
+        ];
         let owners = |pod: Pod| {
             let own = all.iter().filter(|(kind, name)| kind.owns(name, &pod.metadata));
             own.map(|(kind, name)| format!("{kind}/{name}")).collect::<Vec<_>>()
@@ -180,5 +193,11 @@ mod tests {
         assert_eq!(owners(pod("StatefulSet", "web", "5d4f")), ["statefulset/web"]);
         assert!(owners(pod("ReplicaSet", "web-5d4f", "6e")).is_empty());
         assert!(owners(Pod::default()).is_empty());
+        let named = |mut pod: Pod| {
+            pod.metadata.name = Some("web-0".to_owned());
+            pod
+        };
+        assert_eq!(owners(named(Pod::default())), ["pod/web-0"]);
+        assert_eq!(owners(named(pod("StatefulSet", "web", "5d4f"))), ["statefulset/web"]);
     }
 }

@@ -95,12 +95,29 @@ async fn what_a_controller_or_tp_has_made_is_no_workload() {
     let refused = async |name: &str| find(&api.client(), "shop", name).await.unwrap_err();
     assert_eq!(refused("rs/tp-web-0ab3ff").await.message, "there is no workload rs/tp-web-0ab3ff in namespace shop");
     let part = refused("rs/web-5d4f").await;
-    assert!(
-        part.message.starts_with("replicaset/web-5d4f is a part of Deployment web, which is no workload"),
-        "{part:?}"
-    );
+    assert!(part.message.starts_with("replicaset/web-5d4f is a part of Deployment web, which is no workload"), "{part:?}");
     api.put(&format!("{APPS}/deployments"), list_of(&[deployment("web")]));
     assert_eq!(refused("rs/web-5d4f").await.hint, "engage deployment/web: all of its pods are meant then");
+}
+
+#[tokio::test]
+async fn a_pod_of_a_workload_is_engaged_with_the_others_and_one_that_nothing_has_made_by_itself() {
+    let api = empty();
+    api.put(&format!("{APPS}/deployments"), list_of(&[deployment("web")]));
+    let owner = json!([{"kind": "ReplicaSet", "name": "web-5d4f", "uid": "u", "apiVersion": "apps/v1", "controller": true}]);
+    let labels = json!({"app": "web", "pod-template-hash": "5d4f"});
+    let spec = json!({"nodeName": "node-1", "containers": [{"name": "app"}]});
+    for (name, metadata) in [
+        ("web-5d4f-x", json!({"name": "web-5d4f-x", "labels": labels, "ownerReferences": owner})),
+        ("alone", json!({"name": "alone", "labels": {"app": "alone"}})),
+    ] {
+        let pod = json!({"metadata": metadata, "spec": spec, "status": {"phase": "Running"}});
+        api.put(&format!("/api/v1/namespaces/shop/pods/{name}"), pod);
+    }
+    let part = find(&api.client(), "shop", "pod/web-5d4f-x").await.unwrap_err();
+    assert_eq!(part.message, "pod/web-5d4f-x is a part of deployment/web");
+    let alone = find(&api.client(), "shop", "pod/alone").await.unwrap();
+    assert_eq!((alone.labels()["app"].as_str(), alone.containers().len()), ("alone", 1));
 }
 
 #[tokio::test]

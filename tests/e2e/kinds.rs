@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tp_tests::kubectl;
+use tp_tests::kubectl::{self, Applied};
 use tp_tests::test::{Scope, Test};
+use tp_tests::wait::until;
 
-use crate::bed::{Bed, SHOWS_WITHIN, connect, deployment, handler, until_says};
+use crate::bed::{Bed, SETTLES_WITHIN, SHOWS_WITHIN, connect, deployment, handler, until_says};
 
 /// How long a command may take that starts a stand-in.
 const ROUND: Duration = Duration::from_secs(90);
@@ -78,4 +79,90 @@ fn a_pod_that_nothing_has_made_is_engaged_as_it_is() {
     refused.exits(1).says(&["is a part of deployment/web", "engage deployment/web"]);
     bed.is_as_before();
     assert_eq!(uid(), before);
+}
+
+/// Argo's kind of workload, with nothing that would look after it, and no more of its schema than that.
+fn rollouts() -> Value {
+    let schema = json!({ "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } });
+    json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "rollouts.argoproj.io" },
+        "spec": {
+            "group": "argoproj.io", "scope": "Namespaced",
+            "names": { "kind": "Rollout", "plural": "rollouts", "singular": "rollout", "shortNames": ["ro"] },
+            "versions": [{ "name": "v1alpha1", "served": true, "storage": true, "schema": schema }],
+        } })
+}
+
+#[test]
+fn rollouts_of_argo_are_engaged_once_the_cluster_has_them() {
+    let test = Test::beside_others();
+    let bed = Bed::own();
+    let scope = connect(&test, &bed);
+    let _handler = handler(&scope, "laptop");
+    let missing = scope.tp(["intercept", "rollout/ro", "--port", "8080"]).run();
+    missing.exits(1).says(&["there is no workload rollout/ro"]);
+
+    let _kind = Applied::within(SETTLES_WITHIN, rollouts());
+    kubectl::admin(&["wait", "--for=condition=Established", "crd/rollouts.argoproj.io", "--timeout=60s"]).ok();
+    let rollout = |name: &str, spec: Value| {
+        json!({ "apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout",
+            "metadata": { "name": name, "namespace": bed.name() }, "spec": spec })
+    };
+    let (labels, template) = (json!({ "app": "ro" }), template(&bed, "ro"));
+    let own = json!({ "replicas": 2, "selector": { "matchLabels": labels }, "template": template });
+    let reference = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "name": "web" });
+    let by_reference = json!({ "replicas": 0, "workloadRef": reference });
+    let _rollouts = [rollout("ro", own), rollout("by-reference", by_reference)]
+        .map(|rollout| Applied::within(SETTLES_WITHIN, rollout));
+    // What Argo's controller makes of it: a ReplicaSet with a hash, and the hash in the Service's selector.
+    let uid = bed.kubectl(&["get", "rollouts.argoproj.io", "ro", "-o", "jsonpath={.metadata.uid}"]).ok();
+    let owner = json!([{ "apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "ro", "uid": uid,
+        "controller": true, "blockOwnerDeletion": true }]);
+    let hashed = |hash: &str| json!({ "app": "ro", "rollouts-pod-template-hash": hash });
+    let set = |hash: &str| {
+        let mut template = template.clone();
+        template["metadata"]["labels"] = hashed(hash);
+        json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": { "name": format!("ro-{hash}"), "namespace": bed.name(), "ownerReferences": owner },
+            "spec": { "replicas": 1, "selector": { "matchLabels": hashed(hash) }, "template": template } })
+    };
+    let mut service = service(&bed, "ro");
+    service["spec"]["selector"] = hashed("5d4f");
+    kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [set("5d4f"), set("6e7a"), service] }));
+    until(SETTLES_WITHIN, "the pods of both versions to be ready", || {
+        let path = "jsonpath={.items[*].status.readyReplicas}";
+        let ready = bed.kubectl(&["get", "replicasets", "ro-5d4f", "ro-6e7a", "-o", path]).ok();
+        if ready == "1 1" { Ok(()) } else { Err(ready) }
+    });
+    until_answered_by(&bed, "ro", "cluster");
+
+    let listed = scope.tp(["list", "--output", "json"]).run().json()["workloads"].to_string();
+    assert!(listed.contains("rollout/ro") && !listed.contains("replicaset/"), "{listed}");
+    takes_the_traffic(&scope, &bed, "intercept", "rollout/ro", "ro");
+    has_the_environment(&scope, &bed, "rollout/by-reference");
+    scope.tp(["leave", "--all"]).run().ok();
+
+    // Argo leads the Service to the next version.
+    scope.tp(["intercept", "ro", "--port", "8080"]).run().exits(0).says(&["rollout/ro"]);
+    until_answered_by(&bed, "ro", "laptop");
+    let patch = json!({ "spec": { "selector": hashed("6e7a") } }).to_string();
+    bed.kubectl(&["patch", "service", "ro", "--patch", &patch]).ok();
+    until_narrowed(&bed, "6e7a");
+    until_answered_by(&bed, "ro", "laptop");
+    scope.tp(["leave", "--all"]).run().ok();
+    until_answered_by(&bed, "ro", "cluster");
+
+    let refused = scope.tp(["intercept", "ro", "--port", "8080", "--mode", "sidecar"]).run();
+    refused.exits(1).says(&["`patch rollouts.argoproj.io` is missing", "--mode stand-in"]);
+    bed.is_as_before();
+}
+
+/// Waits until a stand-in for this version of `ro` has its Service's traffic.
+fn until_narrowed(bed: &Bed, hash: &str) {
+    until(SETTLES_WITHIN, "the Service to be narrowed to a stand-in of the next version", || {
+        let selector = bed.kubectl(&["get", "service", "ro", "-o", "jsonpath={.spec.selector}"]).ok();
+        let label = format!("tp/stand-in,rollouts-pod-template-hash={hash}");
+        let made = bed.kubectl(&["get", "pods", "-l", &label, "-o", "name"]).ok();
+        if selector.contains("tp/stand-in") && !made.is_empty() { Ok(()) } else { Err(format!("{selector} {made}")) }
+    });
 }

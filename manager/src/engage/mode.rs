@@ -8,7 +8,7 @@ use tp_protocol::engage::call::{Failure, Held, Mode};
 
 use super::service::Port;
 use super::sidecar::{self, DISABLED, ENABLED, INJECT, PORTS};
-use super::workload::{Workload, stays};
+use super::workload::{Kind, Workload, stays};
 use super::{failure, rollout};
 use crate::config::{self, Inject};
 
@@ -176,6 +176,11 @@ impl Wish<'_> {
                 format!(
                     "`--mode stand-in` restarts nothing; pods that are made with the label {INJECT}: {ENABLED} have one from the start"
                 ),
+            )),
+            // Its template may be that of another workload.
+            (Inject::Never | Inject::Enabled, None) if workload.kind == Kind::Rollout => Err(failure(
+                format!("the pods of {workload} are made without agents, and this traffic manager restarts none"),
+                format!("pods of a template with the label {INJECT}: {ENABLED} have one; `--mode stand-in` restarts nothing"),
             )),
             (Inject::Never | Inject::Enabled, None) => {
                 let template = json!({"spec": {"template": {"metadata": {"labels": {INJECT: ENABLED}}}}});

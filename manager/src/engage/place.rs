@@ -522,6 +522,7 @@ impl Place {
                 workload: &self.workload,
                 container: container::find(&self.workload, &first.record.held.container, &self.ports)?,
                 ports: &self.ports,
+                selector: &self.service.as_ref().map(service::selector).unwrap_or_default(),
             };
             let lease = (first.record.held.id.as_str(), first.lease_uid.as_str());
             let object = replica_set(&self.cluster.namespace, &self.stand_in, &app, &self.cluster.agent, &ca, lease);

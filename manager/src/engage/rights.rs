@@ -43,7 +43,7 @@ impl Engagements {
         namespace: &str,
         workload: &Workload,
     ) -> Result<(), Failure> {
-        let right = Right::restart(workload.kind.plural());
+        let right = Right::restart(workload.kind.group(), workload.kind.plural());
         self.audit(session, right, "restart", namespace, &workload.to_string()).await
     }
 
@@ -101,7 +101,7 @@ fn unknown() -> Failure {
 
 fn refused(user: &User, namespace: &str, right: Right) -> Failure {
     let name = &user.name;
-    let Right { verb, resource, .. } = right;
+    let (verb, resource) = (right.verb, right.resource_name());
     let (what, role, other) = match right {
         Right::ENGAGE => ("engage workloads", ROLE_ENGAGE, ""),
         _ => (
@@ -164,10 +164,13 @@ mod tests {
 
     #[test]
     fn a_restart_that_is_refused_says_what_restarts_nothing() {
-        let Failure { message, hint } = refused(&user("ann"), "shop", Right::restart("deployments"));
+        let Failure { message, hint } = refused(&user("ann"), "shop", Right::restart("apps", "deployments"));
         assert!(message.ends_with("in namespace shop: the right `patch deployments` is missing"), "{message}");
         assert!(hint.starts_with("`--mode stand-in` restarts nothing; "), "{hint}");
         assert!(hint.contains("role tp-restart --verb=patch --resource=deployments "), "{hint}");
+        let Failure { message, hint } = refused(&user("ann"), "shop", Right::restart("argoproj.io", "rollouts"));
+        assert!(message.ends_with("the right `patch rollouts.argoproj.io` is missing"), "{message}");
+        assert!(hint.contains(" --resource=rollouts.argoproj.io "), "{hint}");
     }
 
     #[test]

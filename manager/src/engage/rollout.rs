@@ -4,6 +4,9 @@
 //! them, and by an annotation that makes the template another one, as `kubectl rollout restart` does. Both belong to the field
 //! manager of the traffic manager, and neither is in anybody's manifest: who applies that again changes nothing of them. The pods
 //! themselves are changed at admission alone.
+//!
+//! Argo's Rollouts could also be restarted by their field `restartAt`, past all steps of their strategies. But their pods would be
+//! made from the same template again, which does not ask for agents. So theirs is an update as well, and has its steps.
 
 use std::time::Duration;
 
@@ -67,11 +70,15 @@ pub(super) async fn restart(
             Progress::Waiting(what) => what,
         };
         if Instant::now() >= until {
+            let status = match workload.kind {
+                Kind::Rollout => format!("kubectl argo rollouts -n {namespace} status {}", workload.name),
+                _ => format!("kubectl -n {namespace} rollout status {workload}"),
+            };
             return Err(failure(
                 format!("the rollout of {workload} is not over after {} s: {waiting}", limit.as_secs()),
                 format!(
-                    "it goes on by itself: `kubectl -n {namespace} rollout status {workload}` follows it, and the same command \
-                     engages the workload later without a restart; --timeout waits for longer"
+                    "it goes on by itself: `{status}` follows it, and the same command engages the workload later without a \
+                     restart; --timeout waits for longer"
                 ),
             ));
         }
@@ -141,7 +148,7 @@ pub(super) fn never(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Pod => Some("nothing would make it again"),
         Kind::ReplicaSet => Some("a ReplicaSet does not replace them by itself"),
-        Kind::DaemonSet | Kind::Deployment | Kind::StatefulSet => None,
+        Kind::DaemonSet | Kind::Deployment | Kind::Rollout | Kind::StatefulSet => None,
     }
 }
 
@@ -152,13 +159,28 @@ fn obstacle(kind: Kind, spec: &Value) -> Option<&'static str> {
     }
     let strategy = &spec["updateStrategy"];
     match kind {
-        Kind::Deployment if spec["paused"] == true => Some("its rollout is paused"),
+        Kind::Deployment | Kind::Rollout if spec["paused"] == true => Some("its rollout is paused"),
+        Kind::Rollout if spec["workloadRef"].is_object() => Some("its template is that of another workload"),
+        Kind::Rollout if waits_for_somebody(&spec["strategy"]) => Some("its strategy waits for somebody to promote it"),
         Kind::DaemonSet | Kind::StatefulSet if strategy["type"] == "OnDelete" => Some("its updateStrategy is OnDelete"),
         Kind::StatefulSet if strategy["rollingUpdate"]["partition"].as_i64().unwrap_or(0) > 0 => {
             Some("its updateStrategy has a partition")
         }
-        Kind::DaemonSet | Kind::Deployment | Kind::Pod | Kind::ReplicaSet | Kind::StatefulSet => never(kind),
+        Kind::DaemonSet
+        | Kind::Deployment
+        | Kind::Pod
+        | Kind::ReplicaSet
+        | Kind::Rollout
+        | Kind::StatefulSet => never(kind),
     }
+}
+
+/// Whether a Rollout of this strategy stops on its way until somebody has it go on: some pods would have agents, and the others
+/// none.
+fn waits_for_somebody(strategy: &Value) -> bool {
+    let steps = strategy["canary"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
+    strategy["blueGreen"]["autoPromotionEnabled"] == false
+        || steps.iter().any(|step| step["pause"].is_object() && step["pause"]["duration"].is_null())
 }
 
 /// The stamp of a rollout with agents that has begun. One whose pods have got none is over.

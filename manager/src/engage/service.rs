@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tp_protocol::engage::call::{AppProtocol, AskedPort, Failure};
 use tp_protocol::engage::wire::Transport;
 
-use super::workload::Workload;
+use super::workload::{ROLLOUT_HASH, Workload};
 use super::{container, failure};
 
 /// Label of a stand-in's pods with its name, and key that narrows a Service's selector to them.
@@ -72,9 +72,11 @@ pub(crate) fn find(services: Vec<Service>, workload: &Workload, asked: &str) -> 
     }
 }
 
-/// Whether a Service's selector, without what tp put there, selects pods with these labels.
+/// Whether a Service's selector, without what tp put there, selects pods with these labels, or those of one version of them: no
+/// template of a Rollout has the label by which Argo tells the versions apart.
 fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
-    let selector = selector(service);
+    let mut selector = selector(service);
+    selector.remove(ROLLOUT_HASH);
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
@@ -286,6 +288,15 @@ mod tests {
         assert_eq!(narrowed_to(&narrowed), Some("tp-web-1"));
         assert_eq!(super::selector(&narrowed), BTreeMap::from([("app".into(), "web".into())]));
         assert!(find(vec![narrowed], &workload(), "").is_ok());
+    }
+
+    #[test]
+    fn a_service_of_one_version_of_a_rollout_selects_it() {
+        let of = |hash: &str| service(hash, json!({"selector": {"app": "web", ROLLOUT_HASH: hash}, "ports": [{"port": 80}]}));
+        assert_eq!(find(vec![of("5d4f")], &workload(), "").unwrap().name_any(), "5d4f");
+        assert!(find(vec![of("5d4f"), of("6e")], &workload(), "").unwrap_err().hint.ends_with("5d4f, 6e"));
+        let all = service("all", json!({"selector": {ROLLOUT_HASH: "5d4f"}}));
+        assert!(find(vec![all], &workload(), "").is_err(), "it selects by nothing else");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tp_protocol::engage::wire::Transport;
 
 use super::agent::{self, Agent, CA, HEALTH_PORT};
 use super::service::{Port, STAND_IN};
-use super::workload::Workload;
+use super::workload::{ROLLOUT_HASH, Workload};
 use crate::config::AgentPod;
 
 /// Label of all that tp makes.
@@ -173,6 +173,8 @@ pub(crate) struct App<'a> {
     pub(crate) container: &'a Container,
     /// The ports that it takes.
     pub(crate) ports: &'a [Port],
+    /// The Service's own selector; nothing where it takes no traffic.
+    pub(crate) selector: &'a BTreeMap<String, String>,
 }
 
 /// The ReplicaSet of a stand-in with the environment of one of the workload's containers. Where it takes traffic, its pod
@@ -188,9 +190,11 @@ pub(crate) fn replica_set(
 ) -> ReplicaSet {
     let mut labels = if stand_in.takes_traffic() { app.workload.labels() } else { BTreeMap::new() };
     // Those by which controllers tell their own pods apart.
-    for key in ["pod-template-hash", "controller-revision-hash", "pod-template-generation"] {
+    for key in ["pod-template-hash", "controller-revision-hash", "pod-template-generation", ROLLOUT_HASH] {
         labels.remove(key);
     }
+    // Such a label comes back where the Service asks for it, as those do that lead to one version of a Rollout.
+    labels.extend(app.selector.clone());
     labels.insert(STAND_IN.into(), stand_in.name.clone());
     let template = app.workload.template.spec.as_ref();
     let health_port =
@@ -366,7 +370,11 @@ mod tests {
         };
         let (workload, agent) = (workload("web"), AgentPod::default());
         let made = |stand_in: &StandIn, ports: &[Port]| {
-            let app = App { workload: &workload, container: &workload.containers()[0], ports };
+            let selector = match stand_in.takes_traffic() {
+                true => BTreeMap::from([("app".to_owned(), "web".to_owned()), (ROLLOUT_HASH.to_owned(), "6e".to_owned())]),
+                false => BTreeMap::new(),
+            };
+            let app = App { workload: &workload, container: &workload.containers()[0], ports, selector: &selector };
             replica_set("tp-system", stand_in, &app, &agent, "PEM", ("tp-web-1", "u-1"))
         };
         let alone = made(&stand_in("deployment/web", "", "web"), &[]).spec.template.unwrap();
@@ -376,6 +384,7 @@ mod tests {
         let template = made.spec.template.unwrap();
         let labels = template.metadata.unwrap().labels.unwrap();
         assert_eq!((labels["app"].as_str(), labels.get("pod-template-hash")), ("web", None));
+        assert_eq!(labels[ROLLOUT_HASH], "6e", "the Service asks for it");
         let spec = template.spec.unwrap();
         assert_eq!(spec.service_account_name.as_deref(), Some("shop"));
         let container = &spec.containers[0];

@@ -12,12 +12,13 @@ use tp_protocol::engage::call::Failure;
 
 use super::failure;
 
+mod argo;
 mod bare_pod;
 mod find;
 mod kind;
 
 pub(crate) use find::{find, known, list};
-pub(crate) use kind::{Kind, WorkloadName};
+pub(crate) use kind::{Kind, ROLLOUT_HASH, WorkloadName};
 
 /// A workload and what its pods are made from.
 #[derive(Clone, Debug)]
@@ -65,7 +66,7 @@ impl Workload {
         let selector: Vec<String> = self.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let params = match self.kind {
             Kind::Pod => ListParams::default().fields(&format!("metadata.name={}", self.name)),
-            Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet => {
+            Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::Rollout | Kind::StatefulSet => {
                 ListParams::default().labels(&selector.join(","))
             }
         };

@@ -26,17 +26,26 @@ impl Right {
     /// already.
     pub const ENGAGE: Self = Self { verb: "create", group: "", resource: "pods/exec" };
 
-    /// What restarting workloads of a kind takes, such as `deployments`: it is a change of them.
+    /// What restarting workloads of a kind takes, such as `deployments` of the group `apps`: it is a change of them.
     #[must_use]
-    pub const fn restart(resource: &'static str) -> Self {
-        Self { verb: "patch", group: "apps", resource }
+    pub const fn restart(group: &'static str, resource: &'static str) -> Self {
+        Self { verb: "patch", group, resource }
+    }
+
+    /// The resource as kubectl is told it: with the group, where that is not one of Kubernetes' own.
+    #[must_use]
+    pub fn resource_name(&self) -> String {
+        match self.group.contains('.') {
+            true => format!("{}.{}", self.resource, self.group),
+            false => self.resource.to_owned(),
+        }
     }
 }
 
 impl fmt::Display for Right {
     /// `create pods/exec`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.verb, self.resource)
+        write!(f, "{} {}", self.verb, self.resource_name())
     }
 }
 
@@ -147,7 +156,7 @@ mod tests {
     fn the_question_carries_all_that_the_answer_may_depend_on() {
         let asked = |right| serde_json::to_value(question(&ann(), "shop", right)).unwrap()["spec"].clone();
         assert_eq!(
-            asked(Right::restart("deployments"))["resourceAttributes"],
+            asked(Right::restart("apps", "deployments"))["resourceAttributes"],
             json!({"namespace": "shop", "verb": "patch", "group": "apps", "resource": "deployments"})
         );
         assert_eq!(

@@ -7,7 +7,6 @@ use tp_protocol::engage::call::AppProtocol;
 use tp_protocol::engage::wire::Transport;
 
 use super::*;
-use crate::engage::workload::Kind;
 
 fn workload(labels: &Value) -> Workload {
     let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "web"}]}});

@@ -7,7 +7,7 @@ use kube::{Client, ResourceExt};
 use tp_protocol::engage::call::Failure;
 
 use super::kind::{Kind, WorkloadName, controller};
-use super::{Workload, read};
+use super::{Workload, argo, read};
 use crate::engage::failure;
 use crate::engage::service::STAND_IN;
 
@@ -71,12 +71,17 @@ async fn of_kind(client: &Client, namespace: &str, kind: Kind) -> Result<Vec<Wor
     let mut params = ListParams { field_selector: selector(kind).map(str::to_owned), ..ListParams::default().limit(PAGE) };
     let mut found = Vec::new();
     loop {
-        let page = api.list_metadata(&params).await.map_err(|error| {
-            failure(
-                format!("cannot list the {kind}s of namespace {namespace}: {error}"),
-                "the manager's ClusterRole allows it in its own chart: `tp helm upgrade` puts it right",
-            )
-        })?;
+        let page = match api.list_metadata(&params).await {
+            Ok(page) => page,
+            // There is no such kind, or not yet: nothing of it is remembered.
+            Err(kube::Error::Api(status)) if status.code == 404 && kind == Kind::Rollout => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(failure(
+                    format!("cannot list the {kind}s of namespace {namespace}: {error}"),
+                    "the manager's ClusterRole allows it in its own chart: `tp helm upgrade` puts it right",
+                ));
+            }
+        };
         params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         let is_own = |it: &ObjectMeta| controller(it).is_none() && !is_stand_in(it);
         let own = page.items.into_iter().filter(|it| is_own(&it.metadata));
@@ -91,23 +96,34 @@ async fn of_kind(client: &Client, namespace: &str, kind: Kind) -> Result<Vec<Wor
 fn selector(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Pod => Some("status.phase!=Succeeded,status.phase!=Failed"),
-        Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::StatefulSet => None,
+        Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::Rollout | Kind::StatefulSet => None,
     }
 }
 
 async fn get(client: &Client, namespace: &str, name: &WorkloadName) -> Result<Found, Failure> {
-    let object = api(client, namespace, name.kind).get_opt(&name.name).await.map_err(|error| {
+    match object(client, namespace, name).await? {
+        Some(object) if is_stand_in(&object.metadata) => Ok(Found::Nothing),
+        Some(object) if controller(&object.metadata).is_some() => Ok(Found::Part(Box::new(object.metadata))),
+        Some(object) if name.kind == Kind::Rollout => {
+            Ok(Found::Workload(Box::new(argo::read(client, namespace, name, object).await?)))
+        }
+        Some(object) => Ok(Found::Workload(Box::new(read(name, object)?))),
+        None => Ok(Found::Nothing),
+    }
+}
+
+/// Reads an object; `None` when there is none.
+pub(super) async fn object(
+    client: &Client,
+    namespace: &str,
+    name: &WorkloadName,
+) -> Result<Option<DynamicObject>, Failure> {
+    api(client, namespace, name.kind).get_opt(&name.name).await.map_err(|error| {
         failure(
             format!("cannot read {name} in namespace {namespace}: {error}"),
             "the manager's ClusterRole allows it in its own chart: `tp helm upgrade` puts it right",
         )
-    })?;
-    match object {
-        Some(object) if is_stand_in(&object.metadata) => Ok(Found::Nothing),
-        Some(object) if controller(&object.metadata).is_some() => Ok(Found::Part(Box::new(object.metadata))),
-        Some(object) => Ok(Found::Workload(Box::new(read(name, object)?))),
-        None => Ok(Found::Nothing),
-    }
+    })
 }
 
 fn api(client: &Client, namespace: &str, kind: Kind) -> Api<DynamicObject> {

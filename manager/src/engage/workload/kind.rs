@@ -6,13 +6,16 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet}
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ApiResource;
-use kube::core::ObjectMeta;
+use kube::core::{GroupVersionKind, ObjectMeta};
 use tp_protocol::engage::call::Failure;
 
 use crate::engage::failure;
 
 /// Label of a Deployment's pods, which tells its ReplicaSets apart.
 const TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// The same of a Rollout's pods. Argo puts it into the selectors of its Services as well, to have them lead to one version.
+pub(in crate::engage) const ROLLOUT_HASH: &str = "rollouts-pod-template-hash";
 
 /// Longest name of an object (RFC 1123 subdomain).
 const NAME_BYTES_MAX: usize = 253;
@@ -25,6 +28,8 @@ pub(crate) enum Kind {
     /// One that nothing has made from a template.
     Pod,
     ReplicaSet,
+    /// Argo's, which is there only where Argo Rollouts is installed.
+    Rollout,
     StatefulSet,
 }
 
@@ -37,8 +42,8 @@ pub(crate) struct WorkloadName {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::ReplicaSet, Self::Pod];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::ReplicaSet, Self::Rollout, Self::Pod];
 
     /// What the API server calls it.
     pub(crate) fn resource(self) -> ApiResource {
@@ -47,7 +52,20 @@ impl Kind {
             Self::Deployment => ApiResource::erase::<Deployment>(&()),
             Self::Pod => ApiResource::erase::<Pod>(&()),
             Self::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
+            Self::Rollout => {
+                let kind = GroupVersionKind::gvk(self.group(), "v1alpha1", "Rollout");
+                ApiResource::from_gvk_with_plural(&kind, self.plural())
+            }
             Self::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
+        }
+    }
+
+    /// Its API group; empty for the core group.
+    pub(in crate::engage) const fn group(self) -> &'static str {
+        match self {
+            Self::Pod => "",
+            Self::Rollout => "argoproj.io",
+            Self::DaemonSet | Self::Deployment | Self::ReplicaSet | Self::StatefulSet => "apps",
         }
     }
 
@@ -58,6 +76,7 @@ impl Kind {
             Self::Deployment => "deployments",
             Self::Pod => "pods",
             Self::ReplicaSet => "replicasets",
+            Self::Rollout => "rollouts",
             Self::StatefulSet => "statefulsets",
         }
     }
@@ -69,24 +88,27 @@ impl Kind {
             "statefulset" | "statefulsets" | "sts" => Self::StatefulSet,
             "daemonset" | "daemonsets" | "ds" => Self::DaemonSet,
             "replicaset" | "replicasets" | "rs" => Self::ReplicaSet,
+            "rollout" | "rollouts" | "ro" => Self::Rollout,
             "pod" | "pods" | "po" => Self::Pod,
             _ => return None,
         })
     }
 
-    /// Whether a pod is that of the workload of this kind and name, by its controller. That of a Deployment's pod is a ReplicaSet,
-    /// which has the Deployment's name, and behind it the hash that the pod's label has.
+    /// Whether a pod is that of the workload of this kind and name, by its controller. That of a Deployment's or Rollout's pod is a
+    /// ReplicaSet, which has the workload's name, and behind it the hash that the pod's label has.
     pub(super) fn owns(self, name: &str, pod: &ObjectMeta) -> bool {
         let controller = controller(pod);
+        let hashed = |label: &str| Some(format!("{name}-{}", pod.labels.as_ref()?.get(label)?));
         let (kind, name) = match self {
             Self::Pod => return controller.is_none() && pod.name.as_deref() == Some(name),
             Self::DaemonSet => ("DaemonSet", name.to_owned()),
             Self::ReplicaSet => ("ReplicaSet", name.to_owned()),
             Self::StatefulSet => ("StatefulSet", name.to_owned()),
-            Self::Deployment => match pod.labels.as_ref().and_then(|labels| labels.get(TEMPLATE_HASH)) {
-                Some(hash) => ("ReplicaSet", format!("{name}-{hash}")),
-                None => return false,
-            },
+            Self::Deployment | Self::Rollout => {
+                let label = if self == Self::Rollout { ROLLOUT_HASH } else { TEMPLATE_HASH };
+                let Some(name) = hashed(label) else { return false };
+                ("ReplicaSet", name)
+            }
         };
         controller.is_some_and(|owner| owner.kind == kind && owner.name == name)
     }
@@ -140,6 +162,7 @@ impl fmt::Display for Kind {
             Self::Deployment => "deployment",
             Self::Pod => "pod",
             Self::ReplicaSet => "replicaset",
+            Self::Rollout => "rollout",
             Self::StatefulSet => "statefulset",
         })
     }
@@ -175,7 +198,8 @@ mod tests {
     fn a_pod_is_the_workloads_that_controls_it() {
         let pod = |kind: &str, name: &str, hash: &str| {
             let owner = json!({"kind": kind, "name": name, "uid": "u", "apiVersion": "apps/v1", "controller": true});
-            let metadata = json!({"labels": {"pod-template-hash": hash}, "ownerReferences": [owner]});
+            let label = if hash.starts_with('r') { ROLLOUT_HASH } else { TEMPLATE_HASH };
+            let metadata = json!({"labels": {label: hash}, "ownerReferences": [owner]});
             serde_json::from_value::<Pod>(json!({"metadata": metadata})).unwrap()
         };
         let all = [
@@ -183,6 +207,7 @@ mod tests {
             (Kind::StatefulSet, "web"),
             (Kind::Deployment, "web-api"),
             (Kind::Pod, "web-0"),
+            (Kind::Rollout, "web"),
         ];
         let owners = |pod: Pod| {
             let own = all.iter().filter(|(kind, name)| kind.owns(name, &pod.metadata));
@@ -191,6 +216,7 @@ mod tests {
         assert_eq!(owners(pod("ReplicaSet", "web-5d4f", "5d4f")), ["deployment/web"]);
         assert_eq!(owners(pod("ReplicaSet", "web-api-5d4f", "5d4f")), ["deployment/web-api"]);
         assert_eq!(owners(pod("StatefulSet", "web", "5d4f")), ["statefulset/web"]);
+        assert_eq!(owners(pod("ReplicaSet", "web-r6e", "r6e")), ["rollout/web"]);
         assert!(owners(pod("ReplicaSet", "web-5d4f", "6e")).is_empty());
         assert!(owners(Pod::default()).is_empty());
         let named = |mut pod: Pod| {

@@ -120,6 +120,40 @@ async fn a_pod_of_a_workload_is_engaged_with_the_others_and_one_that_nothing_has
     assert_eq!((alone.labels()["app"].as_str(), alone.containers().len()), ("alone", 1));
 }
 
+const ROLLOUTS: &str = "/apis/argoproj.io/v1alpha1/namespaces/shop/rollouts";
+
+#[tokio::test]
+async fn rollouts_are_found_once_the_cluster_has_the_kind() {
+    let api = empty();
+    api.remove(ROLLOUTS);
+    let names = async || list(&api.client(), "shop").await.unwrap().len();
+    assert_eq!(names().await, 0);
+    assert!(find(&api.client(), "shop", "rollout/web").await.unwrap_err().message.starts_with("there is no workload"));
+    api.put(ROLLOUTS, list_of(&[deployment("web")]));
+    api.put(&format!("{ROLLOUTS}/web"), deployment("web"));
+    assert_eq!(names().await, 1);
+    assert_eq!(find(&api.client(), "shop", "web").await.unwrap().to_string(), "rollout/web");
+}
+
+#[tokio::test]
+async fn a_rollout_may_have_its_template_from_another_workload() {
+    let api = empty();
+    let by_ref = |reference: Value| json!({"metadata": {"name": "web"}, "spec": {"workloadRef": reference}});
+    let find = async |reference: Value| {
+        api.put(&format!("{ROLLOUTS}/web"), by_ref(reference));
+        find(&api.client(), "shop", "rollout/web").await
+    };
+    let other = || json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "other"});
+    let gone = find(other()).await.unwrap_err();
+    assert_eq!(gone.message, "rollout/web has the pod template of deployment/other, which is not there");
+    api.put(&format!("{APPS}/deployments/other"), deployment("other"));
+    let found = find(other()).await.unwrap();
+    assert_eq!((found.to_string().as_str(), found.labels()["app"].as_str()), ("rollout/web", "other"));
+    assert_eq!(found.selector["app"], "other");
+    let odd = find(json!({"apiVersion": "v1", "kind": "PodTemplate", "name": "other"})).await.unwrap_err();
+    assert_eq!(odd.message, "rollout/web has the pod template of PodTemplate other, which is not read");
+}
+
 #[tokio::test]
 async fn a_set_without_a_template_is_not_engaged() {
     let api = empty();

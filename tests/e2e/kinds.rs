@@ -32,6 +32,15 @@ fn until_answered_by(bed: &Bed, service: &str, who: &str) {
     bed.call(&until_says(SHOWS_WITHIN, &request, &format!("\"name\":\"{who}\""))).ok();
 }
 
+/// Waits until there are so many pods of `name`, all of them ready.
+fn until_ready(bed: &Bed, name: &str, count: usize) {
+    until(SETTLES_WITHIN, "the pods to be ready", || {
+        let path = r#"jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
+        let ready = bed.kubectl(&["get", "pods", "-l", &format!("app={name}"), "-o", path]).ok();
+        if ready == vec!["True"; count].join(" ") { Ok(()) } else { Err(ready) }
+    });
+}
+
 /// Engages `workload`, which has the name of its Service, by a stand-in, has the handler answer, and leaves.
 fn takes_the_traffic(scope: &Scope<'_>, bed: &Bed, verb: &str, workload: &str, service: &str) {
     scope.tp([verb, workload, "--port", "8080"]).run().exits(0).says(&[workload, "stand-in"]);
@@ -79,6 +88,49 @@ fn a_pod_that_nothing_has_made_is_engaged_as_it_is() {
     refused.exits(1).says(&["is a part of deployment/web", "engage deployment/web"]);
     bed.is_as_before();
     assert_eq!(uid(), before);
+}
+
+#[test]
+fn jobs_and_cron_jobs_have_their_environment_without_a_run() {
+    let test = Test::beside_others();
+    let bed = Bed::own();
+    let mut template = template(&bed, "report");
+    template["spec"]["restartPolicy"] = json!("Never");
+    let metadata = json!({ "name": "report", "namespace": bed.name() });
+    let job = json!({ "template": template });
+    let mut suspended = job.clone();
+    suspended["suspend"] = json!(true);
+    let cron = json!({ "schedule": "0 3 1 1 *", "suspend": true, "jobTemplate": { "spec": job } });
+    kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
+        { "apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": suspended },
+        { "apiVersion": "batch/v1", "kind": "CronJob", "metadata": metadata, "spec": cron },
+    ] }));
+    let scope = connect(&test, &bed);
+    let _handler = handler(&scope, "laptop");
+    for workload in ["job/report", "cronjob/report"] {
+        has_the_environment(&scope, &bed, workload);
+        scope.tp(["leave", workload]).run().ok();
+        for verb in ["intercept", "wiretap"] {
+            let refused = scope.tp([verb, workload, "--port", "8080"]).run();
+            refused.exits(1).says(&["runs to its end", "tp replace", "tp ingest"]);
+        }
+        let refused = scope.tp(["replace", workload]).run();
+        refused.exits(1).says(&[&format!("no Service selects the pods of {workload}"), "tp ingest"]);
+    }
+    scope.tp(["ingest", "report"]).run().exits(1).says(&["cronjob/report or job/report"]);
+    let pods = bed.kubectl(&["get", "pods", "-l", "app=report", "-o", "name"]).ok();
+    assert_eq!(pods, "", "nothing has run");
+
+    // The pods of a run are behind a Service, and so is what replaces them.
+    let from = ["create", "job", "report-29395000", "--from=cronjob/report"];
+    bed.kubectl(&from).ok();
+    kubectl::apply(&service(&bed, "report"));
+    until_ready(&bed, "report", 1);
+    until_answered_by(&bed, "report", "cluster");
+    takes_the_traffic(&scope, &bed, "replace", "cronjob/report", "report");
+    let part = scope.tp(["ingest", "job/report-29395000"]).run();
+    part.exits(1).says(&["is a part of cronjob/report"]);
+    bed.is_as_before();
 }
 
 /// Argo's kind of workload, with nothing that would look after it, and no more of its schema than that.
@@ -129,11 +181,7 @@ fn rollouts_of_argo_are_engaged_once_the_cluster_has_them() {
     let mut service = service(&bed, "ro");
     service["spec"]["selector"] = hashed("5d4f");
     kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [set("5d4f"), set("6e7a"), service] }));
-    until(SETTLES_WITHIN, "the pods of both versions to be ready", || {
-        let path = "jsonpath={.items[*].status.readyReplicas}";
-        let ready = bed.kubectl(&["get", "replicasets", "ro-5d4f", "ro-6e7a", "-o", path]).ok();
-        if ready == "1 1" { Ok(()) } else { Err(ready) }
-    });
+    until_ready(&bed, "ro", 2);
     until_answered_by(&bed, "ro", "cluster");
 
     let listed = scope.tp(["list", "--output", "json"]).run().json()["workloads"].to_string();

@@ -97,6 +97,7 @@ impl Engagements {
                 let why = format!("the pods of {workload} use their nodes' network");
                 return Err(failure(why, "a stand-in cannot take the place of such a pod"));
             }
+            check_kind(asked.what(), &workload)?;
             let service = service::find(service::list(&cluster.client, namespace).await?, &workload, &asked.service)?;
             engaged(&asked, &workload, &service)?
         };
@@ -301,6 +302,22 @@ impl Drop for Abandoned<'_> {
     }
 }
 
+/// Whether a workload's traffic can be taken like that. What an intercept or a wiretap leaves to the pods has to have somebody to answer
+/// it, whenever it comes.
+fn check_kind(what: wire::Kind, workload: &Workload) -> Result<(), Failure> {
+    let shares = match what {
+        wire::Kind::Intercept | wire::Kind::Wiretap => true,
+        wire::Kind::Unspecified | wire::Kind::Replace | wire::Kind::Ingest => false,
+    };
+    if !(shares && workload.kind.ends()) {
+        return Ok(());
+    }
+    Err(failure(
+        format!("{workload} runs to its end, so the rest of its traffic would often have no pod to go to"),
+        format!("`tp replace {workload}` takes all of it; `tp ingest {workload}` has its environment, and takes none"),
+    ))
+}
+
 /// How long a rollout is waited for by a client that waits for its answer for so long, or does not say.
 fn rollout_limit(limit_ms: u32) -> Duration {
     let limit = if limit_ms == 0 { START_LIMIT } else { Duration::from_millis(limit_ms.into()) };
@@ -419,4 +436,31 @@ pub(super) fn orders_of(held: &Held) -> impl Iterator<Item = wire::Engagement> +
             plaintext: false,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::PodTemplateSpec;
+
+    use super::*;
+    use crate::engage::workload::Kind;
+
+    #[test]
+    fn what_runs_to_its_end_is_replaced_and_never_shared() {
+        let is_taken = |kind: Kind, what| {
+            let name = "report".to_owned();
+            let workload = Workload { kind, name, selector: BTreeMap::new(), template: PodTemplateSpec::default() };
+            check_kind(what, &workload)
+        };
+        for kind in Kind::ALL {
+            assert!(is_taken(kind, wire::Kind::Replace).is_ok(), "{kind}");
+            let shared = [wire::Kind::Intercept, wire::Kind::Wiretap].map(|what| is_taken(kind, what).is_ok());
+            let ends = matches!(kind, Kind::CronJob | Kind::Job);
+            assert_eq!(shared, [!ends; 2], "{kind}");
+        }
+        let refused = is_taken(Kind::CronJob, wire::Kind::Intercept).unwrap_err();
+        assert!(refused.hint.starts_with("`tp replace cronjob/report` takes all of it; "), "{refused:?}");
+    }
 }

@@ -146,6 +146,7 @@ async fn begin(cluster: &Cluster, namespace: &str, workload: &Workload) -> Resul
 /// Why pods of this kind of workload are never restarted.
 pub(super) fn never(kind: Kind) -> Option<&'static str> {
     match kind {
+        Kind::CronJob | Kind::Job => Some("its pods run to their end"),
         Kind::Pod => Some("nothing would make it again"),
         Kind::ReplicaSet => Some("a ReplicaSet does not replace them by itself"),
         Kind::DaemonSet | Kind::Deployment | Kind::Rollout | Kind::StatefulSet => None,
@@ -166,8 +167,10 @@ fn obstacle(kind: Kind, spec: &Value) -> Option<&'static str> {
         Kind::StatefulSet if strategy["rollingUpdate"]["partition"].as_i64().unwrap_or(0) > 0 => {
             Some("its updateStrategy has a partition")
         }
-        Kind::DaemonSet
+        Kind::CronJob
+        | Kind::DaemonSet
         | Kind::Deployment
+        | Kind::Job
         | Kind::Pod
         | Kind::ReplicaSet
         | Kind::Rollout

@@ -60,6 +60,10 @@ pub(crate) fn find(services: Vec<Service>, workload: &Workload, asked: &str) -> 
     }
     let names: Vec<String> = selecting.iter().map(ResourceExt::name_any).collect();
     match names.len() {
+        0 if workload.kind.ends() => Err(failure(
+            format!("no Service selects the pods of {workload}, so nobody sends them anything"),
+            format!("`tp ingest {workload}` has its environment, and takes no traffic"),
+        )),
         0 => Err(failure(
             format!("no Service selects the pods of {workload}"),
             "a stand-in takes the place of pods in a Service, so there has to be one",
@@ -268,6 +272,8 @@ mod tests {
         let external = service("external", json!({}));
         assert_eq!(find(vec![other.clone(), web(), external], &workload(), "").unwrap().name_any(), "web");
         assert!(find(vec![other], &workload(), "").unwrap_err().message.contains("no Service selects"));
+        let job = Workload { kind: Kind::Job, ..workload() };
+        assert!(find(Vec::new(), &job, "").unwrap_err().hint.starts_with("`tp ingest job/web` "));
         let also = service("also", json!({"selector": {"tier": "front"}}));
         assert!(find(vec![web(), also.clone()], &workload(), "").unwrap_err().hint.ends_with("web, also"));
         assert_eq!(find(vec![web(), also.clone()], &workload(), "also").unwrap().name_any(), "also");
@@ -292,7 +298,9 @@ mod tests {
 
     #[test]
     fn a_service_of_one_version_of_a_rollout_selects_it() {
-        let of = |hash: &str| service(hash, json!({"selector": {"app": "web", ROLLOUT_HASH: hash}, "ports": [{"port": 80}]}));
+        let of = |hash: &str| {
+            service(hash, json!({"selector": {"app": "web", ROLLOUT_HASH: hash}, "ports": [{"port": 80}]}))
+        };
         assert_eq!(find(vec![of("5d4f")], &workload(), "").unwrap().name_any(), "5d4f");
         assert!(find(vec![of("5d4f"), of("6e")], &workload(), "").unwrap_err().hint.ends_with("5d4f, 6e"));
         let all = service("all", json!({"selector": {ROLLOUT_HASH: "5d4f"}}));

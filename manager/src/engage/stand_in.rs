@@ -37,6 +37,18 @@ const HELD: &str = "tp/held";
 const SESSION: &str = "tp/session";
 const SECRET_SHA256: &str = "tp/session-secret-sha256";
 
+/// Labels by which controllers tell their pods apart.
+const CONTROLLERS_OWN: [&str; 8] = [
+    "pod-template-hash",
+    "controller-revision-hash",
+    "pod-template-generation",
+    ROLLOUT_HASH,
+    "controller-uid",
+    "job-name",
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+];
+
 /// Longest label value, and name of a pod without its suffix (RFC 1123 label; 63 characters).
 const NAME_BYTES_MAX: usize = 52;
 
@@ -189,8 +201,7 @@ pub(crate) fn replica_set(
     lease: (&str, &str),
 ) -> ReplicaSet {
     let mut labels = if stand_in.takes_traffic() { app.workload.labels() } else { BTreeMap::new() };
-    // Those by which controllers tell their own pods apart.
-    for key in ["pod-template-hash", "controller-revision-hash", "pod-template-generation", ROLLOUT_HASH] {
+    for key in CONTROLLERS_OWN {
         labels.remove(key);
     }
     // Such a label comes back where the Service asks for it, as those do that lead to one version of a Rollout.
@@ -371,7 +382,9 @@ mod tests {
         let (workload, agent) = (workload("web"), AgentPod::default());
         let made = |stand_in: &StandIn, ports: &[Port]| {
             let selector = match stand_in.takes_traffic() {
-                true => BTreeMap::from([("app".to_owned(), "web".to_owned()), (ROLLOUT_HASH.to_owned(), "6e".to_owned())]),
+                true => {
+                    BTreeMap::from([("app".to_owned(), "web".to_owned()), (ROLLOUT_HASH.to_owned(), "6e".to_owned())])
+                }
                 false => BTreeMap::new(),
             };
             let app = App { workload: &workload, container: &workload.containers()[0], ports, selector: &selector };

@@ -20,12 +20,16 @@ mod kind;
 pub(crate) use find::{find, known, list};
 pub(crate) use kind::{Kind, ROLLOUT_HASH, WorkloadName};
 
+/// Label of the pods of Jobs.
+const JOB_NAME: &str = "job-name";
+
 /// A workload and what its pods are made from.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
     pub(crate) kind: Kind,
     pub(crate) name: String,
-    /// Labels by which its pods are found, those that an earlier template has made included. None for a single pod.
+    /// Labels by which its pods are found, those that an earlier template has made included. None for a single pod, and for a CronJob.
+    /// Each of its Jobs has its own.
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) template: PodTemplateSpec,
 }
@@ -66,7 +70,9 @@ impl Workload {
         let selector: Vec<String> = self.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let params = match self.kind {
             Kind::Pod => ListParams::default().fields(&format!("metadata.name={}", self.name)),
-            Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::Rollout | Kind::StatefulSet => {
+            // Those of all Jobs.
+            Kind::CronJob => ListParams::default().labels(JOB_NAME),
+            Kind::DaemonSet | Kind::Deployment | Kind::Job | Kind::ReplicaSet | Kind::Rollout | Kind::StatefulSet => {
                 ListParams::default().labels(&selector.join(","))
             }
         };
@@ -92,9 +98,14 @@ fn read(name: &WorkloadName, mut object: DynamicObject) -> Result<Workload, Fail
         let pod: Pod = object.try_parse().map_err(|error| odd(&error))?;
         return Ok(Workload { kind, name: own_name, selector: BTreeMap::new(), template: bare_pod::template(pod) });
     }
-    let spec: Spec = serde_json::from_value(object.data["spec"].take()).map_err(|error| odd(&error))?;
+    let pointer = if kind == Kind::CronJob { "/spec/jobTemplate/spec" } else { "/spec" };
+    let spec = object.data.pointer_mut(pointer).map(serde_json::Value::take).unwrap_or_default();
+    let spec: Spec = serde_json::from_value(spec).map_err(|error| odd(&error))?;
     let template = spec.template.ok_or_else(|| failure(format!("{name} has no pod template"), ""))?;
-    let selector = spec.selector.match_labels.unwrap_or_default();
+    let selector = match kind {
+        Kind::CronJob => BTreeMap::new(),
+        _ => spec.selector.match_labels.unwrap_or_default(),
+    };
     Ok(Workload { kind, name: own_name, selector, template })
 }
 

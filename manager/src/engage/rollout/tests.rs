@@ -118,9 +118,18 @@ fn what_a_new_template_does_not_replace_is_not_restarted() {
         (Kind::DaemonSet, json!({"updateStrategy": {"type": "OnDelete"}}), Some("its updateStrategy is OnDelete")),
         (Kind::ReplicaSet, json!({}), Some("a ReplicaSet does not replace them by itself")),
         (Kind::Pod, json!({}), Some("nothing would make it again")),
-        (Kind::Rollout, json!({"strategy": {"canary": {"steps": [{"setWeight": 20}, {"pause": {"duration": "1m"}}]}}}), None),
+        (Kind::CronJob, json!({}), Some("its pods run to their end")),
+        (
+            Kind::Rollout,
+            json!({"strategy": {"canary": {"steps": [{"setWeight": 20}, {"pause": {"duration": "1m"}}]}}}),
+            None,
+        ),
         (Kind::Rollout, json!({"strategy": {"blueGreen": {"activeService": "web"}}}), None),
-        (Kind::Rollout, json!({"workloadRef": {"kind": "Deployment"}}), Some("its template is that of another workload")),
+        (
+            Kind::Rollout,
+            json!({"workloadRef": {"kind": "Deployment"}}),
+            Some("its template is that of another workload"),
+        ),
         (Kind::Rollout, json!({"paused": true}), Some("its rollout is paused")),
         (
             Kind::Rollout,

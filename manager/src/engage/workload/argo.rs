@@ -53,8 +53,8 @@ pub(super) async fn read(
         }
     };
     let found = object(client, namespace, &other).await?;
-    let found = found
-        .ok_or_else(|| failure(format!("{name} has the pod template of {other}, which is not there"), ""))?;
+    let found =
+        found.ok_or_else(|| failure(format!("{name} has the pod template of {other}, which is not there"), ""))?;
     let Workload { selector, template, .. } = read_own(&other, found)?;
     let selector = spec.selector.and_then(|own| own.match_labels).unwrap_or(selector);
     Ok(Workload { kind: name.kind, name: name.name.clone(), selector, template })

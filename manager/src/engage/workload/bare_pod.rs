@@ -75,9 +75,15 @@ mod tests {
         shown["priority"] = json!(0);
         shown["preemptionPolicy"] = json!("PreemptLowerPriority");
         let added = [
-            ("/tolerations", json!({"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})),
+            (
+                "/tolerations",
+                json!({"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}),
+            ),
             ("/volumes", json!({"name": "kube-api-access-x7c2d", "projected": {"sources": []}})),
-            ("/containers/0/volumeMounts", json!({"name": "kube-api-access-x7c2d", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"})),
+            (
+                "/containers/0/volumeMounts",
+                json!({"name": "kube-api-access-x7c2d", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}),
+            ),
         ];
         for (list, item) in added {
             shown.pointer_mut(list).unwrap().as_array_mut().unwrap().push(item);

@@ -68,7 +68,8 @@ pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Workloa
 
 async fn of_kind(client: &Client, namespace: &str, kind: Kind) -> Result<Vec<WorkloadName>, Failure> {
     let api = api(client, namespace, kind);
-    let mut params = ListParams { field_selector: selector(kind).map(str::to_owned), ..ListParams::default().limit(PAGE) };
+    let mut params =
+        ListParams { field_selector: selector(kind).map(str::to_owned), ..ListParams::default().limit(PAGE) };
     let mut found = Vec::new();
     loop {
         let page = match api.list_metadata(&params).await {
@@ -96,7 +97,13 @@ async fn of_kind(client: &Client, namespace: &str, kind: Kind) -> Result<Vec<Wor
 fn selector(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Pod => Some("status.phase!=Succeeded,status.phase!=Failed"),
-        Kind::DaemonSet | Kind::Deployment | Kind::ReplicaSet | Kind::Rollout | Kind::StatefulSet => None,
+        Kind::CronJob
+        | Kind::DaemonSet
+        | Kind::Deployment
+        | Kind::Job
+        | Kind::ReplicaSet
+        | Kind::Rollout
+        | Kind::StatefulSet => None,
     }
 }
 
@@ -154,7 +161,10 @@ fn only(all: Vec<WorkloadName>, namespace: &str, name: &str) -> Result<WorkloadN
 /// It is a part of one of these workloads.
 fn part(all: &[WorkloadName], namespace: &str, name: &WorkloadName, metadata: &ObjectMeta) -> Failure {
     if let Some(whole) = all.iter().find(|it| it.has_made(metadata)) {
-        return failure(format!("{name} is a part of {whole}"), format!("engage {whole}: all of its pods are meant then"));
+        return failure(
+            format!("{name} is a part of {whole}"),
+            format!("engage {whole}: all of its pods are meant then"),
+        );
     }
     let maker = controller(metadata).map(|it| format!("{} {}", it.kind, it.name)).unwrap_or_default();
     failure(

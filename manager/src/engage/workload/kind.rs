@@ -3,6 +3,7 @@
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ApiResource;
@@ -23,8 +24,11 @@ const NAME_BYTES_MAX: usize = 253;
 /// A kind of workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Kind {
+    /// Its pods are those of its Jobs.
+    CronJob,
     DaemonSet,
     Deployment,
+    Job,
     /// One that nothing has made from a template.
     Pod,
     ReplicaSet,
@@ -42,14 +46,24 @@ pub(crate) struct WorkloadName {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Deployment, Self::StatefulSet, Self::DaemonSet, Self::ReplicaSet, Self::Rollout, Self::Pod];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Deployment,
+        Self::StatefulSet,
+        Self::DaemonSet,
+        Self::ReplicaSet,
+        Self::Rollout,
+        Self::Job,
+        Self::CronJob,
+        Self::Pod,
+    ];
 
     /// What the API server calls it.
     pub(crate) fn resource(self) -> ApiResource {
         match self {
+            Self::CronJob => ApiResource::erase::<CronJob>(&()),
             Self::DaemonSet => ApiResource::erase::<DaemonSet>(&()),
             Self::Deployment => ApiResource::erase::<Deployment>(&()),
+            Self::Job => ApiResource::erase::<Job>(&()),
             Self::Pod => ApiResource::erase::<Pod>(&()),
             Self::ReplicaSet => ApiResource::erase::<ReplicaSet>(&()),
             Self::Rollout => {
@@ -64,6 +78,7 @@ impl Kind {
     pub(in crate::engage) const fn group(self) -> &'static str {
         match self {
             Self::Pod => "",
+            Self::CronJob | Self::Job => "batch",
             Self::Rollout => "argoproj.io",
             Self::DaemonSet | Self::Deployment | Self::ReplicaSet | Self::StatefulSet => "apps",
         }
@@ -72,8 +87,10 @@ impl Kind {
     /// Its name in URLs and in RBAC.
     pub(in crate::engage) const fn plural(self) -> &'static str {
         match self {
+            Self::CronJob => "cronjobs",
             Self::DaemonSet => "daemonsets",
             Self::Deployment => "deployments",
+            Self::Job => "jobs",
             Self::Pod => "pods",
             Self::ReplicaSet => "replicasets",
             Self::Rollout => "rollouts",
@@ -89,18 +106,33 @@ impl Kind {
             "daemonset" | "daemonsets" | "ds" => Self::DaemonSet,
             "replicaset" | "replicasets" | "rs" => Self::ReplicaSet,
             "rollout" | "rollouts" | "ro" => Self::Rollout,
+            "job" | "jobs" => Self::Job,
+            "cronjob" | "cronjobs" | "cj" => Self::CronJob,
             "pod" | "pods" | "po" => Self::Pod,
             _ => return None,
         })
     }
 
+    /// Whether its pods run to their end, instead of serving for as long as they are there.
+    pub(in crate::engage) const fn ends(self) -> bool {
+        matches!(self, Self::CronJob | Self::Job)
+    }
+
     /// Whether a pod is that of the workload of this kind and name, by its controller. That of a Deployment's or Rollout's pod is a
-    /// ReplicaSet, which has the workload's name, and behind it the hash that the pod's label has.
+    /// ReplicaSet, which has the workload's name, and behind it the hash that the pod's label has; that of a CronJob's pod is a Job,
+    /// with the minute for which it was due. One that somebody has made from a CronJob by hand may have any name, and is not known.
     pub(super) fn owns(self, name: &str, pod: &ObjectMeta) -> bool {
         let controller = controller(pod);
         let hashed = |label: &str| Some(format!("{name}-{}", pod.labels.as_ref()?.get(label)?));
         let (kind, name) = match self {
             Self::Pod => return controller.is_none() && pod.name.as_deref() == Some(name),
+            Self::CronJob => {
+                let minute =
+                    |owner: &OwnerReference| Some(owner.name.strip_prefix(name)?.strip_prefix('-')?.to_owned());
+                let minute = controller.filter(|owner| owner.kind == "Job").and_then(minute);
+                return minute.is_some_and(|it| !it.is_empty() && it.bytes().all(|byte| byte.is_ascii_digit()));
+            }
+            Self::Job => ("Job", name.to_owned()),
             Self::DaemonSet => ("DaemonSet", name.to_owned()),
             Self::ReplicaSet => ("ReplicaSet", name.to_owned()),
             Self::StatefulSet => ("StatefulSet", name.to_owned()),
@@ -158,8 +190,10 @@ fn is_name(text: &str) -> bool {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::CronJob => "cronjob",
             Self::DaemonSet => "daemonset",
             Self::Deployment => "deployment",
+            Self::Job => "job",
             Self::Pod => "pod",
             Self::ReplicaSet => "replicaset",
             Self::Rollout => "rollout",
@@ -184,7 +218,9 @@ mod tests {
     #[test]
     fn kinds_are_read_as_kubectl_does_and_names_are_no_paths() {
         let read = |text| WorkloadName::parse(text).map(|name| name.map(|it| it.to_string()));
-        for (text, name) in [("sts/db", "statefulset/db"), ("Deployments/web.v2", "deployment/web.v2"), ("po/web-0", "pod/web-0")] {
+        for (text, name) in
+            [("sts/db", "statefulset/db"), ("Deployments/web.v2", "deployment/web.v2"), ("po/web-0", "pod/web-0")]
+        {
             assert_eq!(read(text), Ok(Some(name.to_owned())));
         }
         assert_eq!(read("web"), Ok(None));
@@ -208,6 +244,8 @@ mod tests {
             (Kind::Deployment, "web-api"),
             (Kind::Pod, "web-0"),
             (Kind::Rollout, "web"),
+            (Kind::CronJob, "web"),
+            (Kind::Job, "web-29"),
         ];
         let owners = |pod: Pod| {
             let own = all.iter().filter(|(kind, name)| kind.owns(name, &pod.metadata));
@@ -217,6 +255,11 @@ mod tests {
         assert_eq!(owners(pod("ReplicaSet", "web-api-5d4f", "5d4f")), ["deployment/web-api"]);
         assert_eq!(owners(pod("StatefulSet", "web", "5d4f")), ["statefulset/web"]);
         assert_eq!(owners(pod("ReplicaSet", "web-r6e", "r6e")), ["rollout/web"]);
+        assert_eq!(owners(pod("Job", "web-29395000", "")), ["cronjob/web"]);
+        assert_eq!(owners(pod("Job", "web-29", "")), ["cronjob/web", "job/web-29"]);
+        for name in ["web", "web-", "web-29a", "webs-29395000"] {
+            assert!(owners(pod("Job", name, "")).is_empty(), "{name}");
+        }
         assert!(owners(pod("ReplicaSet", "web-5d4f", "6e")).is_empty());
         assert!(owners(Pod::default()).is_empty());
         let named = |mut pod: Pod| {

@@ -95,7 +95,10 @@ async fn what_a_controller_or_tp_has_made_is_no_workload() {
     let refused = async |name: &str| find(&api.client(), "shop", name).await.unwrap_err();
     assert_eq!(refused("rs/tp-web-0ab3ff").await.message, "there is no workload rs/tp-web-0ab3ff in namespace shop");
     let part = refused("rs/web-5d4f").await;
-    assert!(part.message.starts_with("replicaset/web-5d4f is a part of Deployment web, which is no workload"), "{part:?}");
+    assert!(
+        part.message.starts_with("replicaset/web-5d4f is a part of Deployment web, which is no workload"),
+        "{part:?}"
+    );
     api.put(&format!("{APPS}/deployments"), list_of(&[deployment("web")]));
     assert_eq!(refused("rs/web-5d4f").await.hint, "engage deployment/web: all of its pods are meant then");
 }
@@ -104,7 +107,8 @@ async fn what_a_controller_or_tp_has_made_is_no_workload() {
 async fn a_pod_of_a_workload_is_engaged_with_the_others_and_one_that_nothing_has_made_by_itself() {
     let api = empty();
     api.put(&format!("{APPS}/deployments"), list_of(&[deployment("web")]));
-    let owner = json!([{"kind": "ReplicaSet", "name": "web-5d4f", "uid": "u", "apiVersion": "apps/v1", "controller": true}]);
+    let owner =
+        json!([{"kind": "ReplicaSet", "name": "web-5d4f", "uid": "u", "apiVersion": "apps/v1", "controller": true}]);
     let labels = json!({"app": "web", "pod-template-hash": "5d4f"});
     let spec = json!({"nodeName": "node-1", "containers": [{"name": "app"}]});
     for (name, metadata) in [
@@ -152,6 +156,26 @@ async fn a_rollout_may_have_its_template_from_another_workload() {
     assert_eq!(found.selector["app"], "other");
     let odd = find(json!({"apiVersion": "v1", "kind": "PodTemplate", "name": "other"})).await.unwrap_err();
     assert_eq!(odd.message, "rollout/web has the pod template of PodTemplate other, which is not read");
+}
+
+#[tokio::test]
+async fn the_template_of_a_cron_job_is_that_of_its_jobs() {
+    const BATCH: &str = "/apis/batch/v1/namespaces/shop";
+    let api = empty();
+    let job = deployment("report")["spec"].take();
+    let cron = json!({"metadata": {"name": "report"}, "spec": {"schedule": "0 3 * * *", "jobTemplate": {"spec": job}}});
+    let owner =
+        json!([{"kind": "CronJob", "name": "report", "uid": "u", "apiVersion": "batch/v1", "controller": true}]);
+    let run = json!({"metadata": {"name": "report-29395000", "ownerReferences": owner}, "spec": job});
+    api.put(&format!("{BATCH}/cronjobs"), list_of(std::slice::from_ref(&cron)));
+    api.put(&format!("{BATCH}/cronjobs/report"), cron);
+    api.put(&format!("{BATCH}/jobs"), list_of(std::slice::from_ref(&run)));
+    api.put(&format!("{BATCH}/jobs/report-29395000"), run);
+    let found = find(&api.client(), "shop", "report").await.unwrap();
+    assert_eq!((found.to_string().as_str(), found.labels()["app"].as_str()), ("cronjob/report", "report"));
+    assert!(found.selector.is_empty(), "each of its Jobs has another");
+    let part = find(&api.client(), "shop", "job/report-29395000").await.unwrap_err();
+    assert_eq!(part.message, "job/report-29395000 is a part of cronjob/report");
 }
 
 #[tokio::test]

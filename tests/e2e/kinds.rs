@@ -122,9 +122,11 @@ fn jobs_and_cron_jobs_have_their_environment_without_a_run() {
     assert_eq!(pods, "", "nothing has run");
 
     // The pods of a run are behind a Service, and so is what replaces them.
-    let from = ["create", "job", "report-29395000", "--from=cronjob/report"];
-    bed.kubectl(&from).ok();
-    kubectl::apply(&service(&bed, "report"));
+    let uid = bed.kubectl(&["get", "cronjob", "report", "-o", "jsonpath={.metadata.uid}"]).ok();
+    let owner = json!([{ "apiVersion": "batch/v1", "kind": "CronJob", "name": "report", "uid": uid, "controller": true }]);
+    let metadata = json!({ "name": "report-29395000", "namespace": bed.name(), "ownerReferences": owner });
+    let run = json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job });
+    kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [run, service(&bed, "report")] }));
     until_ready(&bed, "report", 1);
     until_answered_by(&bed, "report", "cluster");
     takes_the_traffic(&scope, &bed, "replace", "cronjob/report", "report");

@@ -134,6 +134,29 @@ fn pods_without_agents_are_restarted_once() {
 }
 
 #[test]
+fn callers_of_a_headless_service_meet_agents_where_they_look_the_port_up() {
+    let test = Test::beside_others();
+    let bed = Bed::own();
+    let scope = connect(&test, &bed);
+    let _handler = handler(&scope, "laptop");
+    let engage = || intercept(&scope, &["--service", "peers", "--port", "8080"]);
+    engage().exits(1).says(&["the Service peers is headless", "--mode sidecar"]);
+    ask_for_agents(&bed);
+    until_connected(&scope, &bed);
+    engage().exits(0).says(&["sidecar", "have an agent already", "know the port's number pass the agents by"]);
+    // The record says which port each pod has.
+    let looked_up = "read -r _ _ port host < <(dig +short +search SRV _http._tcp.peers | head -1); \
+        curl -sS --max-time 5 http://${host%.}:$port/ 2>&1";
+    until(SETTLES_WITHIN, "the handler to answer a caller that looks the port up", || {
+        let answer = bed.call(looked_up).stdout;
+        if answer.contains(r#""name":"laptop""#) { Ok(()) } else { Err(answer) }
+    });
+    assert_eq!(bed.who("--connect-to ::peers:8080"), "cluster", "and not one that knows the number");
+    scope.tp(["leave", "web"]).run().exits(0);
+    is_quiet_again(&bed);
+}
+
+#[test]
 fn a_manifest_that_is_applied_again_finds_nothing_to_change() {
     let test = Test::beside_others();
     let bed = Bed::own();

@@ -90,8 +90,8 @@ impl Engagements {
         }
         self.authorize(&SessionId::from(&*session.id), asked.what(), namespace, &asked.workload).await?;
         let workload = workload::find(&cluster.client, namespace, &asked.workload).await?;
-        let (held, ports) = if asked.what() == wire::Kind::Ingest {
-            (ingested(&asked, &workload)?, Vec::new())
+        let (held, ports, is_headless) = if asked.what() == wire::Kind::Ingest {
+            (ingested(&asked, &workload)?, Vec::new(), false)
         } else {
             if workload.uses_host_network() {
                 let why = format!("the pods of {workload} use their nodes' network");
@@ -99,9 +99,11 @@ impl Engagements {
             }
             check_kind(asked.what(), &workload)?;
             let service = service::find(service::list(&cluster.client, namespace).await?, &workload, &asked.service)?;
-            engaged(&asked, &workload, &service)?
+            let (held, ports) = engaged(&asked, &workload, &service)?;
+            (held, ports, service::is_headless(&service))
         };
-        let choice = self.choose(cluster, &asked, &workload, &held, &ports).await?;
+        let headless = is_headless.then_some(held.service.as_str());
+        let choice = self.choose(cluster, &asked, &workload, &held, (&ports, headless)).await?;
         if choice.restarts {
             self.authorize_restart(&SessionId::from(&*session.id), namespace, &workload).await?;
         }
@@ -133,7 +135,7 @@ impl Engagements {
         asked: &Engage,
         workload: &Workload,
         held: &Held,
-        ports: &[Port],
+        (ports, headless): (&[Port], Option<&str>),
     ) -> Result<Choice, Failure> {
         let inject = cluster.config.inject;
         let pods = match inject {
@@ -147,6 +149,7 @@ impl Engagements {
             namespace: &asked.namespace,
             workload,
             ports,
+            headless,
             container: &held.container,
             others: self.registry.mode(&held.namespace, &held.workload),
             pods: &pods,

@@ -23,6 +23,8 @@ pub(super) struct Wish<'a> {
     pub(super) workload: &'a Workload,
     /// The ports that are engaged; none where no traffic is.
     pub(super) ports: &'a [Port],
+    /// The Service whose traffic it is, where that is headless. No stand-in gets any of it.
+    pub(super) headless: Option<&'a str>,
     /// The container that is engaged.
     pub(super) container: &'a str,
     /// How others engage the workload's traffic at the moment.
@@ -42,16 +44,20 @@ pub(super) struct Choice {
     pub(super) why: &'static str,
     /// The pods are to be restarted first, since they have no agents.
     pub(super) restarts: bool,
+    /// The Service is headless: those of its callers that know the port's number do not come by the agents.
+    pub(super) is_headless: bool,
 }
 
 impl Choice {
     /// An engagement that is made so.
     pub(super) fn of(&self, held: Held) -> Held {
-        let why = if self.restarts {
-            format!("{}; the workload's pods were restarted for it", self.why)
-        } else {
-            self.why.to_owned()
-        };
+        let mut why = self.why.to_owned();
+        if self.restarts {
+            why.push_str("; the workload's pods were restarted for it");
+        }
+        if self.is_headless {
+            why.push_str("; its Service is headless, so callers that know the port's number pass the agents by");
+        }
         Held { mode: self.mode.into(), why_mode: why, ..held }
     }
 }
@@ -60,9 +66,9 @@ impl Wish<'_> {
     /// Decides.
     ///
     /// # Errors
-    /// When agents in the workload's own pods are asked for and cannot be, with what can be done instead.
+    /// When agents in the workload's own pods are asked for and cannot be, and when only they can do it and are not there, with what
+    /// can be done instead.
     pub(super) fn choose(&self) -> Result<Choice, Failure> {
-        let choice = |mode, why| Choice { mode, why, restarts: false };
         let (mode, why) = match (self.asked, self.default) {
             // Nothing is restarted for a look.
             (Mode::Unspecified, _) if self.ports.is_empty() => (Mode::Auto, ""),
@@ -72,16 +78,45 @@ impl Wish<'_> {
             (asked, _) => (asked, "it was asked for"),
         };
         match (mode, self.others) {
-            (Mode::StandIn, _) => Ok(choice(Mode::StandIn, why)),
-            (Mode::Sidecar, _) => self.sidecar(why),
+            (Mode::StandIn, _) => self.stand_in(why),
+            (Mode::Sidecar, _) => self.sidecar(why).map_err(|why| self.without_stand_in(why)),
             // Both at once would not see all traffic.
-            (Mode::Unspecified | Mode::Auto, Some(Mode::StandIn)) => {
-                Ok(choice(Mode::StandIn, "it is engaged by one already"))
-            }
+            (Mode::Unspecified | Mode::Auto, Some(Mode::StandIn)) => self.stand_in("it is engaged by one already"),
             (Mode::Unspecified | Mode::Auto, _) if self.is_served() => {
-                Ok(choice(Mode::Sidecar, "the workload's pods have an agent already"))
+                Ok(self.agents("the workload's pods have an agent already", false))
             }
-            (Mode::Unspecified | Mode::Auto, _) => Ok(choice(Mode::StandIn, "it restarts nothing")),
+            (Mode::Unspecified | Mode::Auto, _) => self.stand_in("it restarts nothing"),
+        }
+    }
+
+    fn agents(&self, why: &'static str, restarts: bool) -> Choice {
+        Choice { mode: Mode::Sidecar, why, restarts, is_headless: self.headless.is_some() }
+    }
+
+    fn stand_in(&self, why: &'static str) -> Result<Choice, Failure> {
+        match self.headless {
+            None => Ok(Choice { mode: Mode::StandIn, why, restarts: false, is_headless: false }),
+            Some(service) => Err(failure(
+                format!(
+                    "the Service {service} is headless: its callers connect to the pods themselves, and not to a stand-in"
+                ),
+                "another Service of the workload can be named with --service; `--mode sidecar` has agents in the pods take the traffic of \
+                 callers that look the port up (SRV records, EndpointSlices), not of those that know its number",
+            )),
+        }
+    }
+
+    /// The way out is not a stand-in where the Service is headless.
+    fn without_stand_in(&self, why: Failure) -> Failure {
+        match self.headless {
+            None => why,
+            Some(service) => failure(
+                why.message,
+                format!(
+                    "{} (of what callers of the headless Service {service} send, a stand-in gets nothing)",
+                    why.hint
+                ),
+            ),
         }
     }
 
@@ -144,7 +179,7 @@ impl Wish<'_> {
         }
         if self.all_have_agents() {
             return match self.unserved() {
-                None => Ok(Choice { mode: Mode::Sidecar, why, restarts: false }),
+                None => Ok(self.agents(why, false)),
                 Some(what) => {
                     Err(failure(format!("the agents in the pods of {workload} {what}"), "`--mode stand-in` does"))
                 }
@@ -168,9 +203,9 @@ impl Wish<'_> {
         }
         let (asks, never) = (sidecar::asks_by(&labels), rollout::never(workload.kind));
         match (self.inject, never) {
-            (Inject::OnDemand, None) => Ok(Choice { mode: Mode::Sidecar, why, restarts: true }),
+            (Inject::OnDemand, None) => Ok(self.agents(why, true)),
             // Its pods may be on their way; those that have none are told of.
-            _ if asks => Ok(Choice { mode: Mode::Sidecar, why, restarts: false }),
+            _ if asks => Ok(self.agents(why, false)),
             (_, Some(never)) => Err(failure(
                 format!("{workload} is without an agent, and is not restarted to get one: {never}"),
                 format!(
@@ -180,7 +215,9 @@ impl Wish<'_> {
             // Its template may be that of another workload.
             (Inject::Never | Inject::Enabled, None) if workload.kind == Kind::Rollout => Err(failure(
                 format!("the pods of {workload} are made without agents, and this traffic manager restarts none"),
-                format!("pods of a template with the label {INJECT}: {ENABLED} have one; `--mode stand-in` restarts nothing"),
+                format!(
+                    "pods of a template with the label {INJECT}: {ENABLED} have one; `--mode stand-in` restarts nothing"
+                ),
             )),
             (Inject::Never | Inject::Enabled, None) => {
                 let template = json!({"spec": {"template": {"metadata": {"labels": {INJECT: ENABLED}}}}});

@@ -70,9 +70,10 @@ pub(super) async fn restart(
             Progress::Waiting(what) => what,
         };
         if Instant::now() >= until {
-            let status = match workload.kind {
-                Kind::Rollout => format!("kubectl argo rollouts -n {namespace} status {}", workload.name),
-                _ => format!("kubectl -n {namespace} rollout status {workload}"),
+            let status = if workload.kind == Kind::Rollout {
+                format!("kubectl argo rollouts -n {namespace} status {}", workload.name)
+            } else {
+                format!("kubectl -n {namespace} rollout status {workload}")
             };
             return Err(failure(
                 format!("the rollout of {workload} is not over after {} s: {waiting}", limit.as_secs()),

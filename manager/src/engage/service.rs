@@ -41,7 +41,8 @@ pub(crate) async fn list(client: &Client, namespace: &str) -> Result<Vec<Service
     Ok(list.map_err(|error| failure(format!("cannot list the Services of namespace {namespace}: {error}"), ""))?.items)
 }
 
-/// Returns the Service that `asked` means, or the only one that selects the workload's pods.
+/// Returns the Service that `asked` means, or the only one that selects the workload's pods. A headless one is meant where there is no
+/// other.
 pub(crate) fn find(services: Vec<Service>, workload: &Workload, asked: &str) -> Result<Service, Failure> {
     let labels = workload.labels();
     let mut selecting: Vec<Service> = services.into_iter().filter(|service| selects(service, &labels)).collect();
@@ -52,7 +53,7 @@ pub(crate) fn find(services: Vec<Service>, workload: &Workload, asked: &str) -> 
                 if names.is_empty() { "none does".to_owned() } else { format!("these do: {}", names.join(", ")) };
             failure(format!("no Service {asked} selects the pods of {workload}"), there)
         })?;
-        return usable(selecting.swap_remove(position));
+        return Ok(selecting.swap_remove(position));
     }
     // A headless one beside it, as StatefulSets have, leaves no doubt which one is meant.
     if selecting.iter().any(|service| !is_headless(service)) {
@@ -68,7 +69,7 @@ pub(crate) fn find(services: Vec<Service>, workload: &Workload, asked: &str) -> 
             format!("no Service selects the pods of {workload}"),
             "a stand-in takes the place of pods in a Service, so there has to be one",
         )),
-        1 => usable(selecting.swap_remove(0)),
+        1 => Ok(selecting.swap_remove(0)),
         _ => Err(failure(
             format!("{} Services select the pods of {workload}", names.len()),
             format!("say which one's traffic is meant with --service: {}", names.join(", ")),
@@ -96,18 +97,8 @@ pub(crate) fn narrowed_to(service: &Service) -> Option<&str> {
     service.spec.as_ref()?.selector.as_ref()?.get(STAND_IN).map(String::as_str)
 }
 
-/// A Service without an address of its own cannot be narrowed with effect: its callers know the pods' addresses.
-fn usable(service: Service) -> Result<Service, Failure> {
-    if is_headless(&service) {
-        return Err(failure(
-            format!("the Service {} is headless: its callers connect to the pods themselves", service.name_any()),
-            "a stand-in cannot take this traffic; another Service of the workload can be named with --service",
-        ));
-    }
-    Ok(service)
-}
-
-fn is_headless(service: &Service) -> bool {
+/// Whether a Service has no address of its own. It cannot be narrowed with effect: its callers know the pods' addresses.
+pub(super) fn is_headless(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
@@ -281,10 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn a_headless_service_is_refused_and_not_meant_beside_another() {
+    fn a_headless_service_is_meant_where_there_is_no_other() {
         let headless = service("peers", json!({"selector": {"app": "web"}, "clusterIP": "None"}));
         assert_eq!(find(vec![headless.clone(), web()], &workload(), "").unwrap().name_any(), "web");
-        assert!(find(vec![headless], &workload(), "").unwrap_err().message.contains("headless"));
+        assert_eq!(find(vec![headless.clone(), web()], &workload(), "peers").unwrap().name_any(), "peers");
+        assert!(is_headless(&find(vec![headless], &workload(), "").unwrap()) && !is_headless(&web()));
     }
 
     #[test]

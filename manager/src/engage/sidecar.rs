@@ -3,8 +3,8 @@
 //! A Service that says the name of its target port finds the port by that name in each pod. So the agent's container gets the
 //! name, with a port of its own, and the app's container keeps its port without the name: what comes through the Service
 //! arrives at the agent, which passes it on to the app, and no packet has to be redirected, which would take a capability.
-//! What comes by number passes the agent by: ports whose Services give a number cannot be taken over, nor those of headless
-//! Services whose callers know the number.
+//! What comes by number passes the agent by: ports whose Services give a number cannot be taken over, and callers of headless
+//! Services meet the agent only where they look the port up (SRV records, EndpointSlices).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -353,10 +353,8 @@ fn ports(taken: &[Taken]) -> Vec<Value> {
 
 /// The agent's container. It runs as `restricted` asks for, whatever the pod allows its own containers.
 fn container(agent: &Agent<'_>, taken: &[Taken], form: Form) -> Value {
-    let more = [
-        agent::field("TP_AGENT_POD_IP", "status.podIP"),
-        json!({"name": TAKEN_PORTS, "value": ports_variable(taken)}),
-    ];
+    let more =
+        [agent::field("TP_AGENT_POD_IP", "status.podIP"), json!({"name": TAKEN_PORTS, "value": ports_variable(taken)})];
     let mut container = agent::container(agent, &more);
     if form == Form::Native {
         container["restartPolicy"] = json!("Always");

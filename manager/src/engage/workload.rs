@@ -102,10 +102,7 @@ fn read(name: &WorkloadName, mut object: DynamicObject) -> Result<Workload, Fail
     let spec = object.data.pointer_mut(pointer).map(serde_json::Value::take).unwrap_or_default();
     let spec: Spec = serde_json::from_value(spec).map_err(|error| odd(&error))?;
     let template = spec.template.ok_or_else(|| failure(format!("{name} has no pod template"), ""))?;
-    let selector = match kind {
-        Kind::CronJob => BTreeMap::new(),
-        _ => spec.selector.match_labels.unwrap_or_default(),
-    };
+    let selector = spec.selector.match_labels.unwrap_or_default();
     Ok(Workload { kind, name: own_name, selector, template })
 }
 

@@ -52,6 +52,7 @@ fn wish<'a>(workload: &'a Workload, ports: &'a [Port]) -> Wish<'a> {
         namespace: "shop",
         workload,
         ports,
+        headless: None,
         container: "web",
         others: None,
         pods: &[],
@@ -97,7 +98,8 @@ fn the_chart_decides_where_the_client_does_not() {
     let (workload, ports) = (workload(&json!({})), [port(Some("http"))]);
     let choose = |asked, default| Wish { asked, default, ..wish(&workload, &ports) }.choose().unwrap();
     let choice = choose(Mode::Unspecified, config::Mode::Sidecar);
-    assert_eq!(choice, Choice { mode: Mode::Sidecar, why: "the chart's engage.mode says so", restarts: true });
+    let why = "the chart's engage.mode says so";
+    assert_eq!(choice, Choice { mode: Mode::Sidecar, why, restarts: true, is_headless: false });
     assert_eq!(choose(Mode::Unspecified, config::Mode::StandIn).mode, Mode::StandIn);
     assert_eq!(choose(Mode::Auto, config::Mode::Sidecar).mode, Mode::StandIn);
     let look = Wish { asked: Mode::Unspecified, default: config::Mode::Sidecar, ..wish(&workload, &[]) };
@@ -141,8 +143,34 @@ fn what_nothing_makes_again_is_not_restarted() {
     let (plain, asking) = (alone(&json!({})), alone(&json!({"tp/inject": "enabled"})));
     for inject in [Inject::OnDemand, Inject::Enabled] {
         let Failure { message, hint } = Wish { inject, ..wish(&plain, &ports) }.choose().unwrap_err();
-        assert!(message.starts_with("pod/web is without an agent, ") && message.ends_with("make it again"), "{message}");
+        assert!(
+            message.starts_with("pod/web is without an agent, ") && message.ends_with("make it again"),
+            "{message}"
+        );
         assert!(hint.contains("--mode stand-in") && hint.contains("label tp/inject: enabled"), "{hint}");
         assert!(!Wish { inject, ..wish(&asking, &ports) }.choose().unwrap().restarts, "its agent may be on its way");
     }
+}
+
+#[test]
+fn the_traffic_of_a_headless_service_is_for_agents_alone() {
+    let (plain, ports, pods) = (workload(&json!({})), [port(Some("http"))], [pod(true)]);
+    let headless = |asked, pods| Wish { asked, pods, headless: Some("peers"), ..wish(&plain, &ports) };
+    for asked in [Mode::StandIn, Mode::Auto, Mode::Unspecified] {
+        let Failure { message, hint } = headless(asked, &[]).choose().unwrap_err();
+        assert!(message.starts_with("the Service peers is headless: ") && hint.contains("`--mode sidecar`"), "{hint}");
+    }
+    for (asked, restarts) in [(Mode::Auto, false), (Mode::Sidecar, false), (Mode::Sidecar, true)] {
+        let pods: &[Pod] = if restarts { &[] } else { &pods };
+        let choice = headless(asked, pods).choose().unwrap();
+        assert_eq!((choice.mode, choice.restarts), (Mode::Sidecar, restarts));
+        let why = choice.of(Held::default()).why_mode;
+        assert!(
+            why.ends_with("; its Service is headless, so callers that know the port's number pass the agents by"),
+            "{why}"
+        );
+    }
+    let by_number = [port(None)];
+    let refused = Wish { headless: Some("peers"), ..wish(&plain, &by_number) }.choose().unwrap_err();
+    assert!(refused.hint.ends_with("the headless Service peers send, a stand-in gets nothing)"), "{refused:?}");
 }

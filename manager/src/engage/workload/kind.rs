@@ -16,7 +16,7 @@ use crate::engage::failure;
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// The same of a Rollout's pods. Argo puts it into the selectors of its Services as well, to have them lead to one version.
-pub(in crate::engage) const ROLLOUT_HASH: &str = "rollouts-pod-template-hash";
+pub(crate) const ROLLOUT_HASH: &str = "rollouts-pod-template-hash";
 
 /// Longest name of an object (RFC 1123 subdomain).
 const NAME_BYTES_MAX: usize = 253;

@@ -348,6 +348,12 @@ pub(crate) struct Status {
     /// Why the manager could not find that out; empty when it could, or does not ask.
     #[prost(string, tag = "41")]
     pub(crate) user_problem: String,
+    /// The workload by way of which connections are dialled, as it was asked for; empty for the manager.
+    #[prost(string, tag = "42")]
+    pub(crate) via: String,
+    /// Why that is not possible at the moment; empty when it is.
+    #[prost(string, tag = "43")]
+    pub(crate) via_problem: String,
 }
 
 /// A user, as the API server names them.

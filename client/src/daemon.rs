@@ -11,6 +11,7 @@ mod bulk;
 mod connection;
 mod control;
 mod dns;
+mod egress;
 mod engagements;
 mod flows;
 mod hosts;
@@ -41,7 +42,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep_until;
 use tp_netstack::TunId;
-use tp_protocol::engage::call::Answer;
+use tp_protocol::engage::call::{Answer, answer};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -286,7 +287,14 @@ impl Daemon {
     async fn ask_manager(&self, ask: &EngagementCall) -> Result<Answer, Failure> {
         let connection = self.connection.borrow().clone();
         match connection {
-            Some(connection) => connection.ask(&ask.call, Duration::from_millis(ask.limit_ms.into())).await,
+            Some(connection) => {
+                let answer = connection.ask(&ask.call, Duration::from_millis(ask.limit_ms.into())).await?;
+                if matches!(answer.kind, Some(answer::Kind::Engaged(_))) {
+                    // From where flows are dialled may be another from here on.
+                    self.save().await;
+                }
+                Ok(answer)
+            }
             None => Err(failure("this daemon is not connected yet", "try again when `tp status` says that it is")),
         }
     }

@@ -43,6 +43,8 @@ pub(crate) mod label {
     pub(crate) const NAMESPACE: &str = "tp.namespace";
     /// Namespace of the manager.
     pub(crate) const MANAGER_NAMESPACE: &str = "tp.manager-namespace";
+    /// The workload by way of which it dials, as `--via` has it; empty for the manager.
+    pub(crate) const VIA: &str = "tp.via";
 }
 
 /// Values of [`label::ROLE`].

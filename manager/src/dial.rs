@@ -1,29 +1,20 @@
 //! Dials TCP and UDP in the cluster for clients, and pings: resolves, asks the policy, connects.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::limits::ECHO_TIMEOUT;
-use tp_protocol::open::{Host, Open, OpenRefused, Transport};
+use tp_protocol::open::{Host, Open, OpenRefused};
+use tp_tunnel::dial::{Dialled, connect};
 
 use crate::dns::{Forwarder, lookup};
 use crate::echo;
 use crate::policy::{Denied, Policy, canonical};
-
-/// Quiet time after which a dialled connection is probed. Below the idle limits of conntrack and of cloud NAT gateways
-/// (350 s and more), so that a quiet flow stays; a dead peer is noticed after [`KEEPALIVE_PROBES`] more intervals.
-const KEEPALIVE: Duration = Duration::from_secs(120);
-
-/// Probes without an answer before a connection is given up.
-const KEEPALIVE_PROBES: u32 = 5;
 
 /// Dials for clients.
 #[derive(Debug)]
@@ -32,15 +23,6 @@ pub struct Dialer {
     dns: Arc<Forwarder>,
     domain: String,
     timeout: Duration,
-}
-
-/// A socket that is connected.
-#[derive(Debug)]
-pub enum Dialled {
-    /// The peer has accepted.
-    Tcp(TcpStream),
-    /// The socket takes datagrams from the peer only.
-    Udp(UdpSocket),
 }
 
 impl From<Denied> for OpenRefused {
@@ -67,6 +49,19 @@ impl Dialer {
     /// # Errors
     /// [`OpenRefused`] in the terms of the sockets API, for the socket that asked.
     pub async fn dial(&self, open: &Open, deadline: Instant) -> Result<Dialled, OpenRefused> {
+        self.dial_by(open, deadline, |dst, _| connect(open.transport, dst)).await
+    }
+
+    /// As [`Self::dial`], where `connect` connects to one address, and is dropped at the time that it is given.
+    ///
+    /// # Errors
+    /// [`OpenRefused`] in the terms of the sockets API, for the socket that asked.
+    pub(crate) async fn dial_by<T, F: Future<Output = Result<T, OpenRefused>>>(
+        &self,
+        open: &Open,
+        deadline: Instant,
+        connect: impl Fn(SocketAddr, Instant) -> F,
+    ) -> Result<T, OpenRefused> {
         let addresses = match &open.host {
             Host::Ip(ip) => vec![SocketAddr::new(*ip, open.port)],
             Host::Name(name) => {
@@ -86,9 +81,9 @@ impl Dialer {
             let share = Instant::now() + deadline.saturating_duration_since(Instant::now()) / shares;
             // The address that the policy judged is the one that is dialled.
             let dst = SocketAddr::new(canonical(dst.ip()), dst.port());
-            match timeout_at(share, connect(open.transport, dst)).await {
+            match timeout_at(share, connect(dst, share)).await {
                 Ok(Ok(dialled)) => return Ok(dialled),
-                Ok(Err(error)) => refused = explain(dst, &error),
+                Ok(Err(why)) => refused = why,
                 Err(_) => refused = timed_out(open),
             }
         }
@@ -108,54 +103,16 @@ impl Dialer {
     }
 }
 
-/// Connects one socket.
-async fn connect(transport: Transport, dst: SocketAddr) -> io::Result<Dialled> {
-    match transport {
-        Transport::Tcp => {
-            let socket = TcpStream::connect(dst).await?;
-            let keepalive =
-                TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_PROBES);
-            SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-            Ok(Dialled::Tcp(socket))
-        }
-        Transport::Udp => {
-            let any = match dst {
-                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-            };
-            let socket = UdpSocket::bind(any).await?;
-            socket.connect(dst).await?;
-            Ok(Dialled::Udp(socket))
-        }
-    }
-}
-
 fn timed_out(open: &Open) -> OpenRefused {
     OpenRefused::new(ErrorClass::TimedOut, format!("{open} did not answer in time"))
 }
 
-/// Says what a failed connect means, with a class that fits the shortages of the manager itself too.
-fn explain(dst: SocketAddr, error: &io::Error) -> OpenRefused {
-    let class = match error.kind() {
-        // No free local port, file descriptor or memory.
-        io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory | io::ErrorKind::QuotaExceeded => {
-            ErrorClass::Exhausted
-        }
-        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => ErrorClass::Exhausted,
-        _ => ErrorClass::of_io(error),
-    };
-    OpenRefused::new(class, format!("{dst}: {error}"))
-}
-
-/// "Too many open files" of the process and of the system (errno(3)); Rust has no kind for them.
-const EMFILE: i32 = 24;
-/// See [`EMFILE`].
-const ENFILE: i32 = 23;
-
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use socket2::SockRef;
+    use tokio::net::{TcpListener, UdpSocket};
     use tokio::sync::watch;
+    use tp_protocol::open::Transport;
 
     use super::*;
     use crate::policy::Loopback;
@@ -221,14 +178,5 @@ mod tests {
         assert!(left(None) > Duration::from_secs(4));
         assert!(left(Some(Duration::from_millis(100))) <= Duration::from_millis(100));
         assert!(left(Some(Duration::from_secs(3_600))) <= Duration::from_secs(5));
-    }
-
-    #[test]
-    fn shortages_of_the_manager_are_not_blamed_on_the_peer() {
-        let dst = ([10, 0, 0, 1], 80).into();
-        for error in [io::Error::from_raw_os_error(EMFILE), io::ErrorKind::AddrNotAvailable.into()] {
-            assert_eq!(explain(dst, &error).class, ErrorClass::Exhausted);
-        }
-        assert_eq!(explain(dst, &io::ErrorKind::HostUnreachable.into()).class, ErrorClass::HostUnreachable);
     }
 }

@@ -15,6 +15,7 @@
 //! | `place` | a task per stand-in that makes the cluster what its engagements want |
 //! | `calls` | what clients ask for |
 //! | `to_pod` | the localhost of a workload's pod: which pod, and the port-forward to it |
+//! | `via` | a workload's place in the network, from where clients dial |
 //! | `rights` | who may |
 //!
 //! The Leases are the truth: a manager that starts reads them, takes the engagements up, and gives their clients the grace
@@ -51,6 +52,7 @@ mod service;
 pub(crate) mod sidecar;
 mod stand_in;
 pub(crate) mod to_pod;
+mod via;
 pub(crate) mod workload;
 
 pub use registry::Registry;

@@ -18,12 +18,14 @@ use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, IDENTITY, Refusal, RefusalCode, SessionKey, Welcome};
 use tp_protocol::open::{Open, OpenRefused};
 use tp_tunnel::carrier::Carrier;
+use tp_tunnel::dial::Dialled;
 use tp_tunnel::error::LaneError;
+use tp_tunnel::flow::Flow;
 use tp_tunnel::relay;
 use tp_tunnel::server::{self, Incoming, LaneServer, MessageRequest, Pending, Responder};
 
 use crate::agents::Agents;
-use crate::dial::{Dialer, Dialled};
+use crate::dial::Dialer;
 use crate::dns::Forwarder;
 use crate::engage::Engagements;
 use crate::engage::to_pod::PodForward;
@@ -156,6 +158,9 @@ async fn run(services: &Arc<Services>, ticket: &Ticket, mut lane: LaneServer) ->
                 Some(Ok(Incoming::Reach(_, _, responder))) => {
                     responder.refuse(&OpenRefused::new(ErrorClass::Denied, "only agents reach clients"));
                 }
+                Some(Ok(Incoming::Dial(acceptor))) => {
+                    acceptor.refuse(&OpenRefused::new(ErrorClass::Denied, "only agents dial for clients"));
+                }
                 Some(Ok(Incoming::Call(request))) => start_call(services, ticket, &mut tasks, request),
                 Some(Ok(Incoming::Control(control))) => {
                     _ = tasks.spawn(control::serve_client(services.clone(), ticket.session.clone(), control));
@@ -178,6 +183,8 @@ enum Reached {
     Socket(Dialled),
     /// The localhost of a pod.
     Pod(Box<PodForward>),
+    /// A socket of an agent's.
+    Agent(Flow),
 }
 
 /// Starts a flow, if the session may have another.
@@ -219,6 +226,7 @@ async fn flow(services: &Services, session: &SessionId, budget: &Arc<Budget>, op
         Reached::Socket(Dialled::Tcp(socket)) => relay::tcp(flow, socket, &budget.read_ahead).await,
         Reached::Socket(Dialled::Udp(socket)) => relay::udp(flow, socket, services.udp_idle).await,
         Reached::Pod(forward) => forward.relay(flow).await,
+        Reached::Agent(socket) => relay::flows(flow, socket).await,
     };
     tracing::debug!(
         dst,
@@ -238,9 +246,15 @@ async fn dial(services: &Services, session: &SessionId, budget: &Budget, open: &
         OpenRefused::new(ErrorClass::Exhausted, "too many dials of this session are waiting for an answer")
     })?;
     let Some(via) = &open.via else { return services.dialer.dial(open, deadline).await.map(Reached::Socket) };
-    let dialled = timeout_at(deadline, services.engagements.dial_in_pod(session, via, open)).await;
-    let late = |_| Err(OpenRefused::new(ErrorClass::TimedOut, format!("no port-forward to a pod of {via} in time")));
-    dialled.unwrap_or_else(late).map(|forward| Reached::Pod(Box::new(forward)))
+    if open.is_to_localhost() {
+        let dialled = timeout_at(deadline, services.engagements.dial_in_pod(session, via, open)).await;
+        let late =
+            |_| Err(OpenRefused::new(ErrorClass::TimedOut, format!("no port-forward to a pod of {via} in time")));
+        return dialled.unwrap_or_else(late).map(|forward| Reached::Pod(Box::new(forward)));
+    }
+    let registry = &services.engagements.registry;
+    let by_agent = |dst, until| registry.dial(session, via, open, dst, until);
+    services.dialer.dial_by(open, deadline, by_agent).await.map(Reached::Agent)
 }
 
 /// Starts a call about engagements, if the session may have another.

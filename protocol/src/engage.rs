@@ -1,10 +1,11 @@
 //! Engagements: what a client asks of a port of a workload, and which requests it means.
 //!
-//! Clients ask with [`call`], and connections arrive with [`reach`]. The manager decides with [`overlap`] whether two engagements can share a port, the CLI parses flags into a [`filter`],
+//! Clients ask with [`call`], connections arrive with [`reach`], and leave from a pod with [`dial`]. The manager decides with [`overlap`] whether two engagements can share a port, the CLI parses flags into a [`filter`],
 //! and the agent matches requests against it. Values of this module are valid by construction; [`wire`] is how they
 //! travel.
 
 pub mod call;
+pub mod dial;
 pub mod filter;
 pub mod overlap;
 pub mod pattern;

@@ -24,7 +24,7 @@ pub const MIN_VERSION: u32 = 1;
 pub const MAX_VERSION: u32 = 1;
 
 /// What this build can do beyond the protocol version, by name. Both ends use what both have.
-pub const FEATURES: &[&str] = &[CONTINUE, "dns", "echo", ENGAGE, IDENTITY, "tcp", TO_POD, "udp"];
+pub const FEATURES: &[&str] = &[CONTINUE, "dns", "echo", ENGAGE, IDENTITY, "tcp", TO_POD, "udp", VIA];
 
 /// The feature by which a flow goes on on another lane ([`crate::open`]).
 pub const CONTINUE: &str = "continue";
@@ -38,6 +38,9 @@ pub const IDENTITY: &str = "identity";
 
 /// The feature by which ports of a pod's localhost are reached ([`crate::engage::call::ToPod`]).
 pub const TO_POD: &str = "to-pod";
+
+/// The feature by which flows are dialled from a workload's place in the network ([`crate::engage::dial`]).
+pub const VIA: &str = "via";
 
 /// What a client or an agent says first.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -125,6 +125,11 @@ impl Open {
         }
     }
 
+    /// Whether it is to the localhost of whoever dials.
+    pub fn is_to_localhost(&self) -> bool {
+        matches!(&self.host, Host::Ip(ip) if ip.is_loopback())
+    }
+
     /// Builds the request that opens the flow. For UDP the caller adds `:protocol` = [`UDP_PROTOCOL`].
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! | [`run`] | the process: its parts, and how it stops |
 //! | `manager`, `backoff` | the connection to the manager: TLS, hello, control channel; when to try again |
 //! | `orders` | what the manager has ordered, and what has become of it |
+//! | `dial` | what clients dial from the pod's place in the network |
 //! | [`engine`] | traffic: who gets a connection or a request |
 //! | `apps` | the way to the workload's pods |
 //! | `handler` | the way to a client's handler, over the connection to the manager |
@@ -17,6 +18,7 @@
 mod apps;
 mod backoff;
 pub mod config;
+mod dial;
 pub mod engine;
 mod environment;
 mod handler;

@@ -31,10 +31,10 @@ use tp_tunnel::client::{self, Connected};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
 use tp_tunnel::error::{FlowError, FlowOpenError, LaneError};
 
-use crate::VERSION;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::orders::Duties;
+use crate::{VERSION, dial};
 
 /// Longest wait for TCP, and then for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -224,6 +224,7 @@ async fn stay(
     stop: &CancellationToken,
 ) -> Result<(), ConnectionError> {
     let Connected { welcome, lane, mut driver, .. } = connected;
+    let (dials, mut dialled) = (duties.dials(), JoinSet::new());
     let talk = async {
         let (mut sender, mut receiver) = lane.control().await?.split();
         tracing::info!(
@@ -237,12 +238,18 @@ async fn stay(
     let ended = tokio::select! {
         ended = talk => ended,
         ended = &mut driver => return Err(ended.err().map_or(ConnectionError::Closed, ConnectionError::Lane)),
+        never = dial::run(&lane, dials, &mut dialled) => match never {},
     };
     // Without a lane that could open more, the driver ends with what is under way, and closes the connection in good order.
     drop(lane);
     match &ended {
         Ok(()) => _ = timeout(GOODBYE_TIMEOUT, driver).await,
-        Err(ConnectionError::Goodbye(_)) => _ = leaving.spawn(async { _ = timeout(LEAVING_MAX, driver).await }),
+        Err(ConnectionError::Goodbye(_)) => {
+            leaving.spawn(async move {
+                let _ = timeout(LEAVING_MAX, driver).await;
+                drop(dialled);
+            });
+        }
         Err(_) => {}
     }
     ended

@@ -40,6 +40,8 @@ pub(crate) struct Duties {
     engine_tx: Option<oneshot::Sender<Engine>>,
     /// Becomes true when the first orders are carried out.
     ready_tx: watch::Sender<bool>,
+    /// Whether streams are to wait for what clients dial.
+    dials: watch::Sender<bool>,
     /// `None` until the ports are open.
     taken: Option<Taken>,
     /// The ports are those of the app in the agent's own pod.
@@ -84,6 +86,7 @@ impl Duties {
             lane: CurrentLane::default(),
             engine_tx: Some(engine_tx),
             ready_tx,
+            dials: watch::Sender::new(false),
             taken: None,
             is_own: false,
             number: 0,
@@ -94,6 +97,11 @@ impl Duties {
     /// The slot for the lane by which handlers are reached.
     pub(crate) fn lane(&self) -> &CurrentLane {
         &self.lane
+    }
+
+    /// Follows whether streams are to wait for what clients dial.
+    pub(crate) fn dials(&self) -> watch::Receiver<bool> {
+        self.dials.subscribe()
     }
 
     /// Takes the ports of the app in the agent's own pod, if there are any. This waits for no orders: the pod is to serve, whether
@@ -149,6 +157,7 @@ impl Duties {
         if self.taken.is_some() || (problems.is_empty() && orders.number > 0) {
             self.ready_tx.send_replace(true);
         }
+        self.dials.send_replace(orders.dials);
         self.number = orders.number;
         self.problem = problems.into_text();
         let (number, engagements) = (self.number, orders.engagements.len());
@@ -332,7 +341,7 @@ mod tests {
             wait: Duration::ZERO,
             plaintext: false,
         };
-        duties.carry_out(&Orders { number: 1, ports: Vec::new(), engagements: vec![(&engagement).into()] });
+        duties.carry_out(&Orders { number: 1, engagements: vec![(&engagement).into()], ..Orders::default() });
         let state = duties.state();
         assert_eq!((state.number, &*state.problem, state.reports.len()), (1, "", 1));
         duties.forget();

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use h2::ext::Protocol;
 use http::header::CONTENT_TYPE;
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use prost::Message;
 use tp_protocol::echo;
 use tp_protocol::engage::EngagementId;
 use tp_protocol::engage::call::{Answer, Call, MAX_CALL_BYTES};
-use tp_protocol::engage::reach::{self, Arrival};
+use tp_protocol::engage::dial::{DIAL_URI, Dial};
+use tp_protocol::engage::reach::{self, Arrival, ArrivalError};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::hello::{ClientHello, ServerHello, Welcome, server_hello};
 use tp_protocol::lane::{Direction, stream_window_bytes};
@@ -79,11 +80,11 @@ pub async fn say_hello(mut io: impl Carrier + 'static, hello: &ClientHello) -> R
     }
 }
 
-/// A connection that has arrived for an engagement, and waits for an answer.
+/// A connection that has arrived for an engagement, or that is to be dialled, and waits for an answer.
 #[derive(Debug)]
-pub struct Arrived {
-    /// Which port, and who connects.
-    pub arrival: Arrival,
+pub struct Arrived<A = Arrival> {
+    /// Which port, and who connects; or what to dial.
+    pub arrival: A,
     flow: Flow,
 }
 
@@ -158,10 +159,27 @@ impl Lane {
     /// # Errors
     /// [`FlowOpenError`] when the engagement is over, or the lane is gone.
     pub async fn accept(&self, id: &EngagementId) -> Result<Arrived, FlowOpenError> {
-        let request = Request::post(reach::accept_uri(id).map_err(|_| bad_id(id))?).body(()).expect("made of a URI");
+        self.wait(reach::accept_uri(id).map_err(|_| bad_id(id))?, Arrival::from_headers).await
+    }
+
+    /// Waits for something that an agent is to dial. Several calls can wait at once.
+    ///
+    /// # Errors
+    /// [`FlowOpenError`] when the manager has enough of these, or the lane is gone.
+    pub async fn wait_for_dial(&self) -> Result<Arrived<Dial>, FlowOpenError> {
+        self.wait(Uri::from_static(DIAL_URI), Dial::from_headers).await
+    }
+
+    /// Opens a stream and waits until the manager has something for it, which `read` reads.
+    async fn wait<A>(
+        &self,
+        uri: Uri,
+        read: fn(&HeaderMap) -> Result<A, ArrivalError>,
+    ) -> Result<Arrived<A>, FlowOpenError> {
+        let request = Request::post(uri).body(()).expect("made of a URI");
         let (response, send) = self.requests.clone().ready().await?.send_request(request, false)?;
         let response = response.await?;
-        let arrival = Arrival::from_headers(response.headers());
+        let arrival = read(response.headers());
         let recv = check(response)?;
         let arrival = arrival.map_err(|_| FlowOpenError::BadAnswer(StatusCode::OK))?;
         Ok(Arrived { arrival, flow: Flow::new(send, recv) })
@@ -241,8 +259,8 @@ impl Lane {
     }
 }
 
-impl Arrived {
-    /// The handler has accepted.
+impl<A> Arrived<A> {
+    /// The handler, or the far end, has accepted.
     ///
     /// # Errors
     /// [`FlowError::Cancelled`] when the connection is gone already.
@@ -252,7 +270,7 @@ impl Arrived {
         Ok(Flow::join(sender, receiver))
     }
 
-    /// The handler was not reached.
+    /// The handler, or the far end, was not reached.
     pub fn refuse(self, why: &OpenRefused) {
         let (mut sender, receiver) = self.flow.split();
         // Fails only when the connection is gone already.

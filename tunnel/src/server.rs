@@ -11,6 +11,7 @@ use h2::server::{Builder, Connection, SendResponse};
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
 use tp_protocol::echo;
+use tp_protocol::engage::dial::{self, Dial};
 use tp_protocol::engage::reach::{self, Arrival};
 use tp_protocol::engage::{EngagementId, call};
 use tp_protocol::error_class::ErrorClass;
@@ -75,6 +76,8 @@ pub enum Incoming {
     Echo(IpAddr, MessageRequest),
     /// A client is ready to take a connection that arrives for this engagement.
     Accept(EngagementId, Acceptor),
+    /// An agent is ready to dial for a client.
+    Dial(Acceptor),
     /// An agent has a connection for this engagement.
     Reach(EngagementId, Arrival, Responder),
     /// A client asks something about engagements ([`tp_protocol::engage::call`]).
@@ -90,7 +93,7 @@ pub struct Responder {
     recv: RecvStream,
 }
 
-/// A stream that a client has open for a connection that arrives.
+/// A stream that a client has open for a connection that arrives, or an agent for one that it is to dial.
 #[derive(Debug)]
 pub struct Acceptor {
     respond: SendResponse<Bytes>,
@@ -248,6 +251,7 @@ fn classify(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> O
                 Err(error) => OpenRefused::new(ErrorClass::Failed, error.to_string()),
             }
         }
+        (&Method::POST, dial::DIAL_PATH) => return Some(Incoming::Dial(Acceptor { respond, recv })),
         (&Method::POST, "/tp.v1/control") => {
             let send = respond.send_response(Response::new(()), false).ok()?;
             return Some(Incoming::Control(Control::new(send, recv)));
@@ -296,9 +300,23 @@ impl Acceptor {
     ///
     /// # Errors
     /// [`OfferError`]: what the client says, or that it is gone.
-    pub async fn offer(mut self, arrival: &Arrival) -> Result<Flow, OfferError> {
+    pub async fn offer(self, arrival: &Arrival) -> Result<Flow, OfferError> {
         let mut response = Response::new(());
         arrival.write_headers(response.headers_mut());
+        self.hand_over(response).await
+    }
+
+    /// Has the agent dial, and waits until the far end has accepted.
+    ///
+    /// # Errors
+    /// [`OfferError`]: what the agent says, or that it is gone.
+    pub async fn dial(self, dial: &Dial) -> Result<Flow, OfferError> {
+        let mut response = Response::new(());
+        dial.write_headers(response.headers_mut());
+        self.hand_over(response).await
+    }
+
+    async fn hand_over(mut self, response: Response<()>) -> Result<Flow, OfferError> {
         let send = self.respond.send_response(response, false).map_err(|error| OfferError::Gone(error.into()))?;
         let (sender, mut receiver) = Flow::new(send, self.recv).split();
         match receiver.data().await {

@@ -3,6 +3,9 @@
 use std::ffi::OsString;
 use std::process::Stdio;
 
+use clap::builder::NonEmptyStringValueParser;
+use tp_protocol::engage::call::Held;
+
 use super::publish::{HostSpec, NetworkSpec, PublishSpec, Wishes};
 use super::session::{self, Invocation, Lifetime, Naming, Plan};
 use super::setup::{CommonArgs, KubeArgs, SettingArgs, Setup, load};
@@ -28,6 +31,10 @@ const EXIT_NOT_EXECUTABLE: u8 = 126;
 /// With a COMMAND, which runs on this machine and not in the cluster's network, the connection ends with it, and the exit
 /// code is the command's. It finds the names of the connection and of its container in TP_CONNECTION and TP_CONTAINER.
 ///
+/// With --via, what containers connect to sees a pod of that workload: one of its own, when they have an agent, else one that is
+/// made for it and gets no traffic. It takes the right to engage workloads. Names are looked up, and pings sent, by the traffic
+/// manager still.
+///
 /// Ports, host name, extra hosts and Docker networks are the connection's, because Docker takes none of them on a
 /// container that joins another's network.
 #[derive(clap::Args, Debug)]
@@ -36,6 +43,7 @@ Examples:
   tp connect                                 the kubeconfig's current context
   tp connect --context prod -n shop --name shop
   tp connect -p 8080:80                      a joined container's port 80 is this machine's 8080
+  tp connect --via web                       network policies take connections for those of the workload web
   tp connect -- ./integration-tests.sh")]
 pub(super) struct ConnectArgs {
     /// Name the connection [default: the context's name]
@@ -43,6 +51,8 @@ pub(super) struct ConnectArgs {
     name: Option<ConnectionName>,
     #[command(flatten)]
     kube: KubeArgs,
+    #[command(flatten)]
+    via: ViaArgs,
     #[command(flatten)]
     settings: SettingArgs,
     #[command(flatten)]
@@ -52,6 +62,15 @@ pub(super) struct ConnectArgs {
     /// Run this command while connected
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// From where the connection dials.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(super) struct ViaArgs {
+    /// Have the connections of containers come from the place in the network of this workload of the namespace, as network
+    /// policies and a mesh see it, instead of from the traffic manager's: a name, or KIND/NAME
+    #[arg(long = "via", value_name = "WORKLOAD", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) workload: Option<String>,
 }
 
 /// Wishes for the container of the connection.
@@ -95,7 +114,8 @@ pub(super) async fn run(args: ConnectArgs) -> Result<u8> {
     let setup = load(&args.common, &args.kube, flags)?;
     let progress = Progress::start(Some(setup.settings.connect_timeout.value.as_duration()));
     let lifetime = if args.command.is_empty() { Lifetime::Detached } else { Lifetime::Held };
-    let (plan, engine) = signals.or(prepare(setup, args.container.wishes(), lifetime, &progress)).await?;
+    let (mut plan, engine) = signals.or(prepare(setup, args.container.wishes(), lifetime, &progress)).await?;
+    plan.via = args.via.workload;
     if let Some(existing) = signals.or(existing(&engine, &plan)).await? {
         drop(progress);
         return already_connected(&engine, &existing, args.command, &mut signals).await;
@@ -105,7 +125,7 @@ pub(super) async fn run(args: ConnectArgs) -> Result<u8> {
     drop(progress);
     if args.command.is_empty() {
         invocation.keep();
-        eprint!("{}", summary(made.name.as_str(), &made.status));
+        eprint!("{}", summary(made.name.as_str(), &made.status, made.via.as_ref()));
         return Ok(0);
     }
     let outcome = run_command(&args.command, made.name.as_str(), &mut signals).await;
@@ -144,8 +164,9 @@ async fn existing(engine: &Engine, plan: &Plan) -> Result<Option<Connection>> {
     }
     if !plan.is_same(&found) {
         let settings = &plan.setup.settings;
+        let via = plan.via.as_ref().map(|via| format!(", and dial by way of `{via}`")).unwrap_or_default();
         return Err(session::name_taken(name, Some(&found)).hint(format!(
-            "this one would be to context `{}`, namespace `{}`",
+            "this one would be to context `{}`, namespace `{}`{via}",
             plan.access.context, settings.namespace
         )));
     }
@@ -181,7 +202,7 @@ async fn already_connected(
 }
 
 /// What people are told once they are connected.
-pub(super) fn summary(name: &str, status: &Status) -> String {
+pub(super) fn summary(name: &str, status: &Status, via: Option<&Held>) -> String {
     let manager = match status.manager_version.as_str() {
         "" => String::new(),
         version => format!(" through the traffic manager {version} in {}", status.manager_namespace),
@@ -189,8 +210,10 @@ pub(super) fn summary(name: &str, status: &Status) -> String {
     let mapped = status.virtual_subnets.iter();
     let mapped: String =
         mapped.map(|it| format!("  {} is seen as {}: {}\n", it.subnet, it.seen_as, it.reason)).collect();
+    let via = via.map(|held| format!("  connections come from {} ({})\n", held.workload, held.why_mode));
+    let via = via.unwrap_or_default();
     format!(
-        "Connected to context {}, namespace {}{manager}.\n{mapped}  \
+        "Connected to context {}, namespace {}{manager}.\n{mapped}{via}  \
          tp docker-run --use {name} IMAGE   runs a container in the cluster's network\n  \
          tp quit --use {name}               ends the connection\n",
         status.context, status.namespace

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use clap::builder::NonEmptyStringValueParser;
 use tp_protocol::engage::call::Held;
 
+use super::connect::ViaArgs;
 use super::engage::ask::{Chosen, Running};
 use super::engage::{self, Engaged, Wish};
 use super::publish::Wishes;
@@ -66,7 +67,8 @@ Examples:
   tp docker-run --rm -p 8080:80 --context prod --namespace shop my-image:dev
   tp docker-run --use shop -d --name worker my-worker --queue orders
   tp docker-run --rm -it --like web my-web:dev sh   the environment of the workload web
-  tp docker-run --rm --like worker                  the workload's own image and command"
+  tp docker-run --rm --like worker                  the workload's own image and command
+  tp docker-run --rm -it --via web alpine sh        connections come from the place of the workload web"
 )]
 pub(super) struct DockerRunArgs {
     #[command(flatten)]
@@ -84,6 +86,8 @@ pub(super) struct OwnArgs {
     pub(super) connection: Option<ConnectionName>,
     #[command(flatten)]
     pub(super) like: LikeArgs,
+    #[command(flatten)]
+    pub(super) via: ViaArgs,
     #[command(flatten)]
     pub(super) kube: KubeArgs,
     /// Connect to this namespace: its services have short names [default: the context's, or `default`]
@@ -153,12 +157,13 @@ impl OwnArgs {
         CommonArgs { config: self.config.clone(), verbosity: VerbosityArgs { verbose: self.verbose } }
     }
 
-    /// Whether it is said which cluster or namespace is meant: then not every connection will do.
+    /// Whether it is said which cluster or namespace is meant, or from where to dial: then not every connection will do.
     fn names_a_cluster(&self) -> bool {
         self.kube.context.is_some()
             || self.kube.kubeconfig.is_some()
             || self.namespace.is_some()
             || self.manager_namespace.is_some()
+            || self.via.workload.is_some()
     }
 }
 
@@ -244,7 +249,8 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
             progress.step("reading the kubeconfig");
             let wishes = signals.or(wishes(&engine, &mut split, &parsed)).await?;
             let lifetime = if split.detached { Lifetime::Detached } else { Lifetime::Held };
-            let plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
+            let mut plan = signals.or(Plan::new(setup, wishes, lifetime, Naming::Numbered)).await?;
+            plan.via = own.via.workload.clone();
             let (invocation, made) = session::make(Invocation::start(engine)?, plan, &mut signals, &progress).await?;
             (invocation, Network::Own(Box::new(made)))
         }
@@ -359,7 +365,14 @@ impl Task {
 async fn choose(engine: &Engine, own: &OwnArgs, setup: &Setup) -> Result<Option<Connection>> {
     let connections = engine.connections().await?;
     if let Some(name) = &own.connection {
-        return running_by_name(engine, &connections, name).await.map(Some);
+        let connection = running_by_name(engine, &connections, name).await?;
+        if let Some(via) = own.via.workload.as_ref().filter(|via| connection.via != **via) {
+            return Err(CliError::usage(format!(
+                "docker-run: the connection `{name}` does not dial by way of `{via}`"
+            ))
+            .hint(format!("`tp connect --name NAME --via {via}` makes one that does; or leave --use out")));
+        }
+        return Ok(Some(connection));
     }
     let fits = |connection: &Connection| connection.running && !connection.held && is_meant(connection, own, setup);
     let fitting: Vec<_> = connections.into_iter().filter(fits).collect();
@@ -380,7 +393,8 @@ fn is_meant(connection: &Connection, own: &OwnArgs, setup: &Setup) -> bool {
     };
     let is_namespace = own.namespace.as_ref().is_none_or(|namespace| connection.namespace == namespace.as_str());
     let is_manager = own.manager_namespace.as_ref().is_none_or(|ns| connection.manager_namespace == ns.as_str());
-    is_context && is_namespace && is_manager
+    let is_via = own.via.workload.as_ref().is_none_or(|via| connection.via == *via);
+    is_context && is_namespace && is_manager && is_via
 }
 
 /// Options that only the owner of a network takes come too late for a connection that is there.
@@ -461,5 +475,9 @@ mod tests {
         assert!(!is_meant(&connection, &in_namespace("shop"), &setup));
         let context = KubeArgs { context: Some("c".into()), kubeconfig: None };
         assert!(!is_meant(&connection, &OwnArgs { kube: context, ..OwnArgs::default() }, &setup));
+        let via = ViaArgs { workload: Some("web".into()) };
+        let own = OwnArgs { via, ..OwnArgs::default() };
+        assert!(!is_meant(&connection, &own, &setup));
+        assert!(is_meant(&Connection { via: "web".into(), ..connection }, &own, &setup));
     }
 }

@@ -172,6 +172,23 @@ pub(super) async fn ingest(workload: &str, container: &str, chosen: &mut Chosen,
     chosen.engage(what, ENGAGE_LIMIT, progress).await
 }
 
+/// Has what the connection dials come from a workload's place in the network, in the connection's namespace.
+///
+/// # Errors
+/// When it cannot be engaged.
+pub(super) async fn via(workload: &str, chosen: &mut Chosen, progress: &Progress) -> Result<Held> {
+    let what = Engage {
+        namespace: chosen.connection.namespace.clone(),
+        workload: workload.to_owned(),
+        what: Kind::Via.into(),
+        when_away: wire::WhenAway::Fail.into(),
+        mode: Mode::Auto.into(),
+        holder: holder::this(),
+        ..Engage::default()
+    };
+    chosen.engage(what, ENGAGE_LIMIT, progress).await
+}
+
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -75,6 +75,7 @@ pub(super) fn example(name: &str) -> Connection {
         server: "https://k:6443".into(),
         namespace: "default".into(),
         manager_namespace: "tp-system".into(),
+        via: String::new(),
         version: "0.1.0".into(),
         invocation: "0123".into(),
         held: false,

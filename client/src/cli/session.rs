@@ -53,6 +53,8 @@ pub(super) struct Plan {
     pub(super) lifetime: Lifetime,
     /// How it is named.
     pub(super) naming: Naming,
+    /// The workload by way of which it dials; `None` for the manager.
+    pub(super) via: Option<String>,
 }
 
 impl Plan {
@@ -64,16 +66,17 @@ impl Plan {
         let placeholder = Err(CliError::bug("the context is taken once"));
         let selected = std::mem::replace(&mut setup.selected, placeholder)?;
         let access = selected.access(Timestamp::now(), |name| std::env::var(name).ok()).await?;
-        Ok(Self { access, setup, wishes, lifetime, naming })
+        Ok(Self { access, setup, wishes, lifetime, naming, via: None })
     }
 
-    /// Whether `connection` is to the same cluster and namespace through the same manager.
+    /// Whether `connection` is to the same cluster and namespace through the same manager, and dials from where it is wished to.
     pub(super) fn is_same(&self, connection: &Connection) -> bool {
         let settings = &self.setup.settings;
         connection.context == self.access.context
             && connection.server == self.access.original_server
             && connection.namespace == settings.namespace.value.as_str()
             && connection.manager_namespace == settings.manager_namespace.value.as_str()
+            && self.via.as_ref().is_none_or(|via| connection.via == *via)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One connection to one cluster: the first lane, what the init has to set up, and byte streams for it when one is lost.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -12,8 +13,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tp_protocol::control::{Agents, ClusterInfo, FromManager, Goodbye, ToManager, from_manager, to_manager};
-use tp_protocol::engage::call::{Answer, Call, Engagements as Held, answer, call};
-use tp_protocol::hello::{ClientHello, ENGAGE, IDENTITY, SessionKey, TO_POD, Welcome};
+use tp_protocol::engage::call::{Answer, Call, Engage, Engagements as Held, Held as HeldEngagement, answer, call};
+use tp_protocol::engage::wire;
+use tp_protocol::hello::{ClientHello, ENGAGE, IDENTITY, SessionKey, TO_POD, VIA, Welcome};
 use tp_tunnel::carrier::{CarrierState, LaneHandle};
 use tp_tunnel::client::{Admitted, Connected, Lane};
 use tp_tunnel::control::{ControlReceiver, ControlSender};
@@ -25,6 +27,7 @@ use crate::config::value::HumanDuration;
 use crate::daemon::address;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::dns::{Mappings, Resolver};
+use crate::daemon::egress::Egress;
 use crate::daemon::engagements::{Engagements, Reserved};
 use crate::daemon::flows::Flows;
 use crate::daemon::hosts::HostLookup;
@@ -43,6 +46,9 @@ const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the manager may take to see the session off.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the manager may take to give flows the place again from which they are dialled: its own limits are shorter.
+const ENGAGE_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// A connection that was made.
 pub(crate) struct Connection {
     request: Connect,
@@ -50,6 +56,7 @@ pub(crate) struct Connection {
     tunnel: Tunnel,
     resolver: Rc<Resolver>,
     flows: Rc<Flows>,
+    egress: Rc<Egress>,
     engagements: Engagements,
     whoami: Whoami,
     nat: Rc<RefCell<Nat>>,
@@ -87,6 +94,9 @@ pub(crate) struct Saved {
     /// The connection ends with its holders.
     #[prost(bool, tag = "6")]
     pub(crate) held: bool,
+    /// How the workload is engaged from whose place in the network flows are dialled.
+    #[prost(message, optional, tag = "7")]
+    via: Option<Engage>,
 }
 
 impl Saved {
@@ -144,6 +154,7 @@ pub(crate) struct Parts {
     pub(crate) tunnel: Tunnel,
     pub(crate) resolver: Rc<Resolver>,
     pub(crate) flows: Rc<Flows>,
+    pub(crate) egress: Rc<Egress>,
     pub(crate) nat: Rc<RefCell<Nat>>,
 }
 
@@ -154,8 +165,10 @@ impl Parts {
         let nat = Rc::new(RefCell::new(Nat::new(generation)));
         let resolver = Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), Rc::clone(&nat), nameservers);
         let resolver = Rc::new(resolver);
-        let flows = Flows::new(tunnel.clone(), Rc::clone(&resolver), Rc::clone(&nat), namespace, seed);
-        Self { tunnel, resolver, flows, nat }
+        let egress = Rc::<Egress>::default();
+        let shared = (Rc::clone(&resolver), Rc::clone(&nat), Rc::clone(&egress));
+        let flows = Flows::new(tunnel.clone(), shared.0, shared.1, shared.2, namespace, seed);
+        Self { tunnel, resolver, flows, egress, nat }
     }
 }
 
@@ -181,7 +194,7 @@ impl Connection {
         layout: Layout,
         parts: Parts,
     ) -> Self {
-        let Parts { tunnel, resolver, flows, nat } = parts;
+        let Parts { tunnel, resolver, flows, egress, nat } = parts;
         nat.borrow_mut().set_rules(layout.rules());
         inform(&resolver, &layout, &request, &cluster);
         Self {
@@ -192,6 +205,7 @@ impl Connection {
             tunnel,
             resolver,
             flows,
+            egress,
             nat,
             layout: RefCell::new(layout),
             connected_at: unix_seconds(),
@@ -210,6 +224,9 @@ impl Connection {
         let route = ManagerRoute::new(saved.connect.kube.clone(), &saved.connect.manager_namespace, hosts)?;
         let mut connection = Self::new(saved.connect, route, saved.cluster, saved.layout, parts);
         connection.connected_at = saved.connected_at;
+        if let Some(via) = saved.via {
+            connection.egress.want(via);
+        }
         connection.seen.get_mut().welcome.session = saved.session;
         Ok(connection)
     }
@@ -220,7 +237,13 @@ impl Connection {
         let client = hello(&self.request, None);
         self.tunnel.bulk().on_welcome(&live.welcome, &self.route, &client);
         // A control channel that begins tells what is held, and says nothing of it when that is nothing.
-        self.engagements.set(Vec::new());
+        self.set_held(Vec::new());
+    }
+
+    /// Takes all that the session holds.
+    fn set_held(&self, held: Vec<HeldEngagement>) {
+        self.egress.set(&held);
+        self.engagements.set(held);
     }
 
     /// What the next daemon process needs.
@@ -233,6 +256,7 @@ impl Connection {
             layout: self.layout.borrow().clone(),
             connected_at: self.connected_at,
             held,
+            via: self.egress.wanted(),
         }
         .encode_to_vec()
     }
@@ -305,9 +329,11 @@ impl Connection {
         let (lane, welcome) = (live.lane.clone(), live.welcome.clone());
         let mut identified = pin!(self.identify(&lane, &welcome));
         let mut is_identified = false;
+        let mut egress_kept = pin!(self.keep_egress(&lane));
         loop {
             tokio::select! {
                 () = &mut identified, if !is_identified => is_identified = true,
+                never = &mut egress_kept => match never {},
                 ended = &mut live.driver.0 => {
                     return Served::Ended(match ended {
                         Ok(Ok(())) => "the manager closed the lane".to_owned(),
@@ -365,6 +391,26 @@ impl Connection {
         }
     }
 
+    /// Asks for the place in the network from which flows are dialled, whenever it is wanted and missing.
+    async fn keep_egress(&self, lane: &Lane) -> Infallible {
+        let mut backoff = Backoff::new();
+        loop {
+            self.egress.missing().await;
+            let Some(asked) = self.egress.wanted() else { continue };
+            tracing::info!(workload = asked.workload, "asking again for the place that flows are dialled from");
+            let call = Call { kind: Some(call::Kind::Engage(Box::new(asked))) };
+            let problem = match timeout(ENGAGE_TIMEOUT, self.ask_on(lane, &call)).await {
+                Ok(Ok(Answer { kind: Some(answer::Kind::Failure(failure)) })) => failure.message,
+                Ok(Ok(_)) => continue,
+                Ok(Err(failure)) => failure.message,
+                Err(_) => "the traffic manager gave no answer".to_owned(),
+            };
+            tracing::warn!(problem, "flows wait");
+            self.egress.set_problem(&problem);
+            backoff.wait().await;
+        }
+    }
+
     /// Takes a message of the manager; returns what to answer.
     fn on_message(&self, kind: Option<from_manager::Kind>) -> Option<to_manager::Kind> {
         let mut seen = self.seen.borrow_mut();
@@ -378,7 +424,7 @@ impl Connection {
             Some(from_manager::Kind::Goodbye(goodbye)) => {
                 tracing::info!(reason = goodbye.reason, "the manager is stopping");
             }
-            Some(from_manager::Kind::Engagements(held)) => self.engagements.set(held.engagements),
+            Some(from_manager::Kind::Engagements(held)) => self.set_held(held.engagements),
             // An agent's, or of a later version.
             Some(from_manager::Kind::Orders(_) | from_manager::Kind::TellEnvironment(_)) | None => {}
         }
@@ -450,34 +496,44 @@ impl Connection {
     /// # Errors
     /// When there was no answer.
     pub(crate) async fn ask(&self, call: &Call, limit: Duration) -> Result<Answer, Failure> {
-        let no_answer = |why: String| Failure {
-            message: format!("the traffic manager gave no answer: {why}"),
-            hint: "see in `tp status` whether the tunnel is up, and in `tp list` what is engaged".to_owned(),
-            causes: Vec::new(),
-        };
         let asked = async {
             let lane = self.tunnel.lane().await;
             self.check_feature(ENGAGE, "engagements")?;
             let _reserved = self.reserve(call)?;
-            if needs_identity(call) && has(&self.seen.borrow().welcome, IDENTITY) {
-                self.whoami.known().await?;
-            }
-            let answer = lane.call(call).await.map_err(|error| no_answer(error.to_string()))?;
-            match &answer.kind {
-                Some(answer::Kind::Engaged(held)) => self.engagements.on_engaged(held),
-                Some(answer::Kind::Left(left)) => self.engagements.on_left(&left.engagements),
-                Some(
-                    answer::Kind::Failure(_)
-                    | answer::Kind::Listed(_)
-                    | answer::Kind::Described(_)
-                    | answer::Kind::OneTimePort(_),
-                )
-                | None => {}
+            let answer = self.ask_on(&lane, call).await?;
+            if let (Some(call::Kind::Engage(asked)), Some(answer::Kind::Engaged(held))) = (&call.kind, &answer.kind)
+                && held.what() == wire::Kind::Via
+            {
+                self.egress.want(Engage::clone(asked));
+                self.egress.on_engaged(held);
             }
             Ok(answer)
         };
-        let late = |_| Err(no_answer(format!("it took longer than {}", HumanDuration(limit))));
+        let late = |_| Err(no_answer(&format!("it took longer than {}", HumanDuration(limit))));
         timeout(limit, asked).await.unwrap_or_else(late)
+    }
+
+    /// Asks on this lane, when the manager knows who asks.
+    async fn ask_on(&self, lane: &Lane, call: &Call) -> Result<Answer, Failure> {
+        if needs_identity(call) && has(&self.seen.borrow().welcome, IDENTITY) {
+            self.whoami.known().await?;
+        }
+        let answer = lane.call(call).await.map_err(|error| no_answer(&error.to_string()))?;
+        match &answer.kind {
+            Some(answer::Kind::Engaged(held)) => {
+                self.engagements.on_engaged(held);
+                self.egress.on_engaged(held);
+            }
+            Some(answer::Kind::Left(left)) => self.engagements.on_left(&left.engagements),
+            Some(
+                answer::Kind::Failure(_)
+                | answer::Kind::Listed(_)
+                | answer::Kind::Described(_)
+                | answer::Kind::OneTimePort(_),
+            )
+            | None => {}
+        }
+        Ok(answer)
     }
 
     /// Whether the manager has a feature; `what` is its name for people.
@@ -496,9 +552,12 @@ impl Connection {
         })
     }
 
-    /// Takes the ports of the localhost that an engagement is to have, before it is asked for.
+    /// Takes the ports of the localhost that an engagement is to have, before it is asked for, when the manager knows what it is.
     fn reserve(&self, call: &Call) -> Result<Option<Reserved>, Failure> {
         let Some(call::Kind::Engage(engage)) = &call.kind else { return Ok(None) };
+        if engage.what() == wire::Kind::Via {
+            self.check_feature(VIA, "--via")?;
+        }
         if engage.to_pod.is_empty() {
             return Ok(None);
         }
@@ -583,9 +642,19 @@ impl Connection {
             engagements: self.engagements.held(),
             engaged_connections: self.engagements.open(),
             user: self.whoami.user().map(|it| User { name: it.user, groups: it.groups }),
+            via: self.egress.wanted().map(|asked| asked.workload).unwrap_or_default(),
+            via_problem: self.egress.problem(),
             user_problem: self.whoami.problem().unwrap_or_default(),
             ..Status::default()
         }
+    }
+}
+
+fn no_answer(why: &str) -> Failure {
+    Failure {
+        message: format!("the traffic manager gave no answer: {why}"),
+        hint: "see in `tp status` whether the tunnel is up, and in `tp list` what is engaged".to_owned(),
+        causes: Vec::new(),
     }
 }
 

@@ -6,7 +6,7 @@
 //! are served there ([`to_pod`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -19,13 +19,14 @@ use tokio::task::{AbortHandle, JoinSet, spawn_local};
 use tokio::time::{Instant, timeout};
 use tp_protocol::engage::EngagementId;
 use tp_protocol::engage::call::{Held, HeldPort, ToPod};
-use tp_protocol::engage::reach::{ACCEPTS, Arrival};
+use tp_protocol::engage::reach::Arrival;
 use tp_protocol::engage::wire;
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::open::{OpenRefused, Transport};
 use tp_tunnel::client::Arrived;
 use tp_tunnel::read_ahead::ReadAhead;
 use tp_tunnel::relay;
+use tp_tunnel::standby::Standby;
 
 pub(crate) use self::to_pod::Reserved;
 use self::to_pod::ToPods;
@@ -33,12 +34,6 @@ use crate::attach::Failure;
 use crate::daemon::tunnel::Tunnel;
 
 mod to_pod;
-
-/// Streams that wait for an engagement when little arrives.
-const MIN_ACCEPTS: usize = 4;
-
-/// Twice as many streams wait as connections have arrived within this time: longer than it takes to open one.
-const RUSH: Duration = Duration::from_secs(1);
 
 /// Engagements that are served; more are listed only. With all their streams they use a quarter of what a lane may have.
 const MAX_SERVED: usize = 256;
@@ -196,13 +191,13 @@ async fn take_arrivals(
     connections: Rc<Connections>,
 ) {
     let mut waiting = FuturesUnordered::new();
-    let mut recent = Recent::default();
+    let mut standby = Standby::default();
     loop {
-        while waiting.len() < recent.wanted(Instant::now()) {
+        while waiting.len() < standby.wanted(Instant::now()) {
             waiting.push(tunnel.accept(&id));
         }
         if let Some(arrived) = waiting.next().await {
-            recent.on_arrival(Instant::now());
+            standby.on_taken(Instant::now());
             let arrival = arrived.arrival;
             let local = local_of(&ports.borrow(), &arrival);
             match (local, connections.try_open()) {
@@ -221,26 +216,6 @@ async fn take_arrivals(
                 }
             }
         }
-    }
-}
-
-/// When the last connections have arrived, which says how many streams should wait.
-#[derive(Debug, Default)]
-struct Recent(VecDeque<Instant>);
-
-impl Recent {
-    fn on_arrival(&mut self, now: Instant) {
-        self.0.push_back(now);
-        if self.0.len() > ACCEPTS {
-            self.0.pop_front();
-        }
-    }
-
-    fn wanted(&mut self, now: Instant) -> usize {
-        while self.0.front().is_some_and(|at| now.duration_since(*at) > RUSH) {
-            self.0.pop_front();
-        }
-        (2 * self.0.len()).clamp(MIN_ACCEPTS, ACCEPTS)
     }
 }
 

@@ -23,9 +23,11 @@ use tp_protocol::error_class::ErrorClass;
 use tp_protocol::lane::Direction;
 use tp_protocol::limits;
 use tp_protocol::open::{Open, OpenRefused, Transport};
+use tp_tunnel::error::FlowOpenError;
 use tp_tunnel::flow::{Flow, FlowReceiver, FlowSender};
 
 use crate::daemon::dns::Resolver;
+use crate::daemon::egress::Egress;
 use crate::daemon::nat::Nat;
 use crate::daemon::nat::destination::Destination;
 use crate::daemon::tun::Tun;
@@ -63,6 +65,7 @@ pub(crate) struct Flows {
     resolver: Rc<Resolver>,
     nat: Rc<RefCell<Nat>>,
     namespace: String,
+    egress: Rc<Egress>,
     traffic: Traffic,
     dns_queries: Cell<usize>,
     echoes: Cell<usize>,
@@ -97,6 +100,7 @@ impl Flows {
         tunnel: Tunnel,
         resolver: Rc<Resolver>,
         nat: Rc<RefCell<Nat>>,
+        egress: Rc<Egress>,
         namespace: &str,
         seed: u64,
     ) -> Rc<Self> {
@@ -109,6 +113,7 @@ impl Flows {
             resolver,
             nat,
             namespace: namespace.to_owned(),
+            egress,
             traffic: Traffic::default(),
             dns_queries: Cell::new(0),
             echoes: Cell::new(0),
@@ -260,9 +265,8 @@ impl Flows {
         let Some(destination) = Destination::of(key.dst, &self.nat) else {
             return self.stack.borrow_mut().refuse(flow, Refusal::Reset);
         };
-        let open = self.open(Transport::Tcp, key.src, destination.real);
         let opened = tokio::select! {
-            opened = timeout(OPEN_TIMEOUT, self.tunnel.open(open)) => opened,
+            opened = timeout(OPEN_TIMEOUT, self.open(Transport::Tcp, key.src, destination.real)) => opened,
             () = self.reset_by_container(flow) => return self.stack.borrow_mut().close(flow),
         };
         match opened {
@@ -382,8 +386,7 @@ impl Flows {
         let Some(destination) = Destination::of(key.dst, &self.nat) else {
             return self.stack.borrow_mut().refuse_association(association, Unreachable::Port);
         };
-        let open = self.open(Transport::Udp, key.src, destination.real);
-        match timeout(OPEN_TIMEOUT, self.tunnel.open(open)).await {
+        match timeout(OPEN_TIMEOUT, self.open(Transport::Udp, key.src, destination.real)).await {
             Ok(Ok((flow, moving))) => self.relay_udp(association, flow, &moving).await,
             Ok(Err(error)) => {
                 tracing::debug!(dst = %key.dst, %error, "not opened");
@@ -443,13 +446,20 @@ impl Flows {
         moving.count(Direction::Down, len);
     }
 
-    fn open(&self, transport: Transport, src: SocketAddr, dst: SocketAddr) -> Open {
-        Open {
+    async fn open(
+        &self,
+        transport: Transport,
+        src: SocketAddr,
+        dst: SocketAddr,
+    ) -> Result<(Flow, Rc<Moving>), FlowOpenError> {
+        let open = Open {
             namespace: Some(self.namespace.clone()),
+            via: self.egress.via().await,
             deadline: Some(DIAL_TIMEOUT),
             source: Some(src),
             ..Open::new(transport, dst)
-        }
+        };
+        self.tunnel.open(open).await
     }
 
     async fn recv(&self, flow: FlowId) -> Result<Option<Bytes>, FlowError> {

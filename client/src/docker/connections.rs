@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     pub(crate) namespace: String,
     /// Namespace of the manager.
     pub(crate) manager_namespace: String,
+    /// The workload by way of which it dials, as `--via` had it; empty for the manager.
+    pub(crate) via: String,
     /// Version of the CLI that made it.
     pub(crate) version: String,
     /// The CLI run that made it.
@@ -56,6 +58,7 @@ impl Connection {
             server: take(label::SERVER),
             namespace: take(label::NAMESPACE),
             manager_namespace: take(label::MANAGER_NAMESPACE),
+            via: take(label::VIA),
             version: take(label::VERSION),
             invocation: take(label::INVOCATION),
             held: take(label::LIFETIME) == HELD,

@@ -62,6 +62,8 @@ pub(crate) struct DaemonSpec {
     pub(crate) namespace: String,
     /// Namespace of the manager.
     pub(crate) manager_namespace: String,
+    /// The workload by way of which it is to dial; empty for the manager.
+    pub(crate) via: String,
     /// Log level.
     pub(crate) log_level: String,
     /// Networks to join besides the default one.
@@ -239,6 +241,7 @@ fn create_body(spec: &DaemonSpec, sysctls: &[(&str, &str)]) -> ContainerCreateBo
         (label::SERVER, &spec.server),
         (label::NAMESPACE, &spec.namespace),
         (label::MANAGER_NAMESPACE, &spec.manager_namespace),
+        (label::VIA, &spec.via),
     ];
     let sysctls: HashMap<_, _> = sysctls.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let mut port_bindings = PortMap::new();

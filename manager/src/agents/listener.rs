@@ -150,7 +150,7 @@ async fn let_in<R: Reviewer>(
     Ok((registration, welcome))
 }
 
-/// Serves what an agent may ask for: its control channel, and the way to clients. It opens no flows into the cluster, since
+/// Serves what an agent may ask for: its control channel, the way to clients, and streams for what it is to dial. It opens no flows into the cluster, since
 /// it is there.
 async fn talk<R>(services: &AgentServices<R>, seat: Seat, mut lane: LaneServer) -> Result<(), LaneError> {
     let seat = Arc::new(seat);
@@ -167,6 +167,7 @@ async fn talk<R>(services: &AgentServices<R>, seat: Seat, mut lane: LaneServer) 
                 Some(Ok(Incoming::Resolve(request) | Incoming::Echo(_, request))) => request.refuse(&not_for_agents()),
                 Some(Ok(Incoming::Accept(_, acceptor))) => acceptor.refuse(&not_for_agents()),
                 Some(Ok(Incoming::Call(request))) => request.refuse(&not_for_agents()),
+                Some(Ok(Incoming::Dial(acceptor))) => seat.on_dialler(acceptor),
                 Some(Ok(Incoming::Reach(id, arrival, responder))) => {
                     let (registry, seat) = (services.engagements.clone(), Arc::clone(&seat));
                     tasks.spawn(async move { reach(&registry, &seat, &id, &arrival, responder).await });

@@ -11,8 +11,8 @@ use kube::api::{Api, PostParams};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::timeout;
 use tp_protocol::engage::call::{
-    Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, answer,
-    call,
+    Answer, Call, Describe, Described, Engage, Engagements as Message, Failure, Held, HeldPort, Leave, Listed, Mode,
+    answer, call,
 };
 use tp_protocol::engage::wire;
 use tp_protocol::hello::SessionKey;
@@ -22,7 +22,7 @@ use super::registry::{Phase, Registry, secret_sha256};
 use super::service::Port;
 use super::stand_in::{Record, StandIn, fresh_id, lease};
 use super::workload::{Workload, WorkloadName};
-use super::{Cluster, Engagements, container, failure, rollout, service, to_pod, workload};
+use super::{Cluster, Engagements, container, failure, rollout, service, to_pod, via, workload};
 use crate::config::Inject;
 use crate::session::SessionId;
 
@@ -92,6 +92,8 @@ impl Engagements {
         let workload = workload::find(&cluster.client, namespace, &asked.workload).await?;
         let (held, ports, is_headless) = if asked.what() == wire::Kind::Ingest {
             (ingested(&asked, &workload)?, Vec::new(), false)
+        } else if asked.what() == wire::Kind::Via {
+            (via::asked(&asked, &workload)?, Vec::new(), false)
         } else {
             if workload.uses_host_network() {
                 let why = format!("the pods of {workload} use their nodes' network");
@@ -108,6 +110,9 @@ impl Engagements {
             self.authorize_restart(&SessionId::from(&*session.id), namespace, &workload).await?;
         }
         let held = choice.of(held);
+        if held.what() == wire::Kind::Via && held.mode() == Mode::StandIn {
+            via::refuse_endpoint(&service::list(&cluster.client, namespace).await?, &workload)?;
+        }
         let stand_in = StandIn::of(&cluster.namespace, &held);
         let record = Record { held, session: session.id.clone(), secret_sha256: secret_sha256(&session.secret) };
         self.registry.add(record.clone(), &stand_in, asked.replace_held)?;
@@ -226,7 +231,8 @@ impl Engagements {
     async fn describe(&self, session: &SessionId, asked: &Describe) -> Result<Described, Failure> {
         let cluster = self.cluster()?;
         let mine = self.registry.held_by(session).engagements;
-        let held = mine.into_iter().find(|held| held.id == asked.id).ok_or_else(|| {
+        let held = mine.into_iter().find(|held| held.id == asked.id && held.what() != wire::Kind::Via);
+        let held = held.ok_or_else(|| {
             failure(format!("this connection holds no engagement {}", asked.id), "`tp list` shows what it holds")
         })?;
         // Once more: it may hold secrets, and the right may have been taken away since.
@@ -251,7 +257,9 @@ impl Engagements {
     }
 
     async fn leave(&self, session: &SessionId, asked: &Leave) -> Result<Message, Failure> {
-        let mine = self.registry.held_by(session).engagements;
+        let mut mine = self.registry.held_by(session).engagements;
+        // From where a connection dials is part of it, and ends with it.
+        mine.retain(|held| held.what() != wire::Kind::Via);
         let is_meant = |held: &&Held| {
             let name = held.workload.split_once('/').map_or("", |(_, name)| name);
             let in_namespace = asked.namespace.is_empty() || asked.namespace == held.namespace;
@@ -368,7 +376,7 @@ fn ingested(asked: &Engage, workload: &Workload) -> Result<Held, Failure> {
 }
 
 /// What every engagement has. Where its agent runs is decided later.
-fn held(asked: &Engage, workload: &Workload, app: &Container) -> Result<Held, Failure> {
+pub(super) fn held(asked: &Engage, workload: &Workload, app: &Container) -> Result<Held, Failure> {
     let mut random = [0; ID_BYTES];
     SystemRandom::new().fill(&mut random).map_err(|_| failure("the manager has no randomness", ""))?;
     Ok(Held {

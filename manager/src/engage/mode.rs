@@ -25,7 +25,7 @@ pub(super) struct Wish<'a> {
     pub(super) ports: &'a [Port],
     /// The Service whose traffic it is, where that is headless. No stand-in gets any of it.
     pub(super) headless: Option<&'a str>,
-    /// The container that is engaged.
+    /// The container that is engaged; empty where any will do.
     pub(super) container: &'a str,
     /// How others engage the workload's traffic at the moment.
     pub(super) others: Option<Mode>,
@@ -155,7 +155,7 @@ impl Wish<'_> {
                 return Some(format!("do not take over its port {name}"));
             }
             let container = sidecar::container_of(agent);
-            (self.ports.is_empty() && container != Some(self.container))
+            (self.ports.is_empty() && !self.container.is_empty() && container != Some(self.container))
                 .then(|| format!("have the environment of its container {}", container.unwrap_or_default()))
         })
     }

@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, pending};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PostParams};
@@ -24,6 +24,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tp_protocol::engage::call::{AgentPort, AppProtocol, Failure, Orders};
+use tp_protocol::engage::wire::Kind;
 
 use super::calls::orders_of;
 use super::registry::{Phase, Registry, Wanted};
@@ -31,7 +32,7 @@ use super::service::{Port, STAND_IN};
 use super::sidecar::NOT_INJECTED;
 use super::stand_in::{App, StandIn, owning, replica_set};
 use super::workload::Workload;
-use super::{Cluster, container, failure, params, service, sidecar, workload};
+use super::{Cluster, container, failure, params, service, sidecar, via, workload};
 
 /// Time between two looks, beside those when something has changed.
 const LOOK: Duration = Duration::from_secs(2);
@@ -437,7 +438,12 @@ impl Place {
             }
         }
         let engagements = live.iter().flat_map(|wanted| orders_of(&wanted.record.held).collect::<Vec<_>>());
-        Orders { number: 0, ports: ports.into_values().collect(), engagements: engagements.collect() }
+        Orders {
+            number: 0,
+            ports: ports.into_values().collect(),
+            engagements: engagements.collect(),
+            dials: live.iter().any(|wanted| wanted.record.held.what() == Kind::Via),
+        }
     }
 
     /// Narrows the Service to the stand-in, or widens it again.
@@ -518,9 +524,13 @@ impl Place {
             if let Some(now) = workload::known(client, &stand_in.namespace, &stand_in.workload).await? {
                 self.workload = now;
             }
+            let none = Container::default();
             let app = App {
                 workload: &self.workload,
-                container: container::find(&self.workload, &first.record.held.container, &self.ports)?,
+                container: match self.stand_in.is_via {
+                    true => &none,
+                    false => container::find(&self.workload, &first.record.held.container, &self.ports)?,
+                },
                 ports: &self.ports,
                 selector: &self.service.as_ref().map(service::selector).unwrap_or_default(),
             };
@@ -702,7 +712,7 @@ impl PodFacts {
         Self {
             has_agent,
             is_app,
-            is_ready: workload::is_ready(pod),
+            is_ready: if stand_in.is_via { via::is_running(pod) } else { workload::is_ready(pod) },
             is_going: pod.metadata.deletion_timestamp.is_some(),
             replica_set: pod.owner_references().iter().find(|it| it.controller == Some(true)).map(|it| it.uid.clone()),
             address: status.and_then(|status| status.pod_ip.clone()),

@@ -114,7 +114,7 @@ pub(crate) struct Wanted {
     pub(crate) phase: Phase,
 }
 
-/// What one client's streams wait in for connections.
+/// What the streams of one client, or of one agent, wait in for connections.
 #[derive(Default)]
 struct Queue {
     waiting: Mutex<VecDeque<Acceptor>>,

@@ -89,6 +89,7 @@ fn verb(kind: Kind) -> &'static str {
         Kind::Wiretap => "wiretap",
         Kind::Replace => "replace",
         Kind::Ingest => "ingest",
+        Kind::Via => "via",
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn find(services: Vec<Service>, workload: &Workload, asked: &str) -> 
 
 /// Whether a Service's selector, without what tp put there, selects pods with these labels, or those of one version of them: no
 /// template of a Rollout has the label by which Argo tells the versions apart.
-fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+pub(crate) fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
     let mut selector = selector(service);
     selector.remove(ROLLOUT_HASH);
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))

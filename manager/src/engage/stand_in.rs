@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use prost::Message;
 use serde_json::{Value, json};
 use tp_protocol::engage::call::{Held, Mode};
-use tp_protocol::engage::wire::Transport;
+use tp_protocol::engage::wire::{Kind, Transport};
 
 use super::agent::{self, Agent, CA, HEALTH_PORT};
 use super::service::{Port, STAND_IN};
@@ -49,10 +49,16 @@ const CONTROLLERS_OWN: [&str; 8] = [
     "batch.kubernetes.io/job-name",
 ];
 
+/// A condition that a pod waits for and that nobody ever sets.
+const NEVER_READY: &str = "tp/never-ready";
+
+/// Domains of the annotations by which meshes are told of pods.
+const MESHES: [&str; 2] = ["istio.io", "linkerd.io"];
+
 /// Longest label value, and name of a pod without its suffix (RFC 1123 label; 63 characters).
 const NAME_BYTES_MAX: usize = 52;
 
-/// Which stand-in: for the pods of a workload behind a Service, or for the environment of one of their containers. Or none: the
+/// Which stand-in: for the pods of a workload behind a Service, for the environment of one of their containers, or for their place in the network. Or none: the
 /// agents in the workload's own pods, for all of its Services.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct StandIn {
@@ -65,6 +71,8 @@ pub(crate) struct StandIn {
     pub(crate) workload: String,
     /// The workload's own pods have the agents: nothing is made, and nothing narrowed.
     pub(crate) is_sidecar: bool,
+    /// It has the workload's place in the network, and nothing else of it: clients dial from there.
+    pub(crate) is_via: bool,
 }
 
 /// What a Lease says.
@@ -81,15 +89,18 @@ impl StandIn {
     pub(crate) fn of(manager: &str, held: &Held) -> Self {
         let Held { namespace, workload, container, .. } = held;
         let is_sidecar = held.mode() == Mode::Sidecar;
+        let is_via = held.what() == Kind::Via && !is_sidecar;
         let service = if is_sidecar { "" } else { held.service.as_str() };
         let whose = match service {
             "" if is_sidecar => format!("{manager} {workload}   "),
+            "" if is_via => format!("{manager} {workload}   via"),
             "" => format!("{manager} {workload}  {container}"),
             service => format!("{manager} {workload} {service}"),
         };
         let digest = ring::digest::digest(&ring::digest::SHA256, whose.as_bytes());
         let name = format!("tp-{}-{}", short(workload), hex(&digest.as_ref()[..3]));
-        Self { namespace: namespace.clone(), name, service: service.to_owned(), workload: workload.clone(), is_sidecar }
+        let (namespace, service, workload) = (namespace.clone(), service.to_owned(), workload.clone());
+        Self { namespace, name, service, workload, is_sidecar, is_via }
     }
 
     /// Whether it takes the place of pods in a Service.
@@ -189,9 +200,9 @@ pub(crate) struct App<'a> {
     pub(crate) selector: &'a BTreeMap<String, String>,
 }
 
-/// The ReplicaSet of a stand-in with the environment of one of the workload's containers. Where it takes traffic, its pod
-/// carries the labels of the workload's pods, so that the Service and network policies take it for one, and no controller
-/// adopts it, as the ReplicaSet owns it.
+/// The ReplicaSet of a stand-in with the environment of one of the workload's containers. Where it takes traffic, or dials, its
+/// pod carries the labels of the workload's pods, so that the Service and network policies take it for one, and no controller
+/// adopts it, as the ReplicaSet owns it. One that only dials is never ready, so that no Service sends it anything.
 pub(crate) fn replica_set(
     manager: &str,
     stand_in: &StandIn,
@@ -200,13 +211,17 @@ pub(crate) fn replica_set(
     ca_pem: &str,
     lease: (&str, &str),
 ) -> ReplicaSet {
-    let mut labels = if stand_in.takes_traffic() { app.workload.labels() } else { BTreeMap::new() };
+    let mut labels = if stand_in.takes_traffic() || stand_in.is_via { app.workload.labels() } else { BTreeMap::new() };
     for key in CONTROLLERS_OWN {
         labels.remove(key);
     }
     // Such a label comes back where the Service asks for it, as those do that lead to one version of a Rollout.
     labels.extend(app.selector.clone());
     labels.insert(STAND_IN.into(), stand_in.name.clone());
+    let mut annotations = if stand_in.is_via { mesh(app.workload) } else { BTreeMap::new() };
+    annotations.insert(CA.into(), ca_pem.to_owned());
+    annotations.insert("tp/workload".into(), stand_in.workload.clone());
+    let gates: &[Value] = if stand_in.is_via { &[json!({"conditionType": NEVER_READY})] } else { &[] };
     let template = app.workload.template.spec.as_ref();
     let health_port =
         (HEALTH_PORT..).find(|port| app.ports.iter().all(|it| it.container_port != *port)).unwrap_or(HEALTH_PORT);
@@ -224,9 +239,10 @@ pub(crate) fn replica_set(
             "template": {
                 "metadata": {
                     "labels": labels,
-                    "annotations": {CA: ca_pem, "tp/workload": stand_in.workload},
+                    "annotations": annotations,
                 },
                 "spec": {
+                    "readinessGates": gates,
                     "serviceAccountName": template.and_then(|spec| spec.service_account_name.clone()),
                     "automountServiceAccountToken": false,
                     "enableServiceLinks": template.and_then(|spec| spec.enable_service_links),
@@ -250,6 +266,18 @@ pub(crate) fn replica_set(
         },
     });
     serde_json::from_value(object).expect("a ReplicaSet has these fields")
+}
+
+/// What the workload's pods say to a mesh, which tells workloads apart by their service accounts and is told by annotations
+/// whether and how to take part.
+fn mesh(workload: &Workload) -> BTreeMap<String, String> {
+    let metadata = workload.template.metadata.as_ref();
+    let all = metadata.and_then(|metadata| metadata.annotations.clone()).unwrap_or_default();
+    let is_of_mesh = |key: &str| {
+        let prefix = key.split_once('/').map_or("", |(prefix, _)| prefix);
+        MESHES.iter().any(|mesh| prefix.strip_suffix(mesh).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    };
+    all.into_iter().filter(|(key, _)| is_of_mesh(key)).collect()
 }
 
 fn pull_secrets(agent: &AgentPod) -> Vec<Value> {

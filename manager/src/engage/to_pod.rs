@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tp_protocol::engage::call::{Engage, Failure, HeldPort, ToPod};
 use tp_protocol::engage::wire::Transport;
 use tp_protocol::error_class::ErrorClass;
-use tp_protocol::open::{Host, Open, OpenRefused};
+use tp_protocol::open::{Open, OpenRefused};
 
 use super::service::STAND_IN;
 use super::workload::{self, Workload};
@@ -124,8 +124,7 @@ impl Engagements {
             let why = format!("this session holds no engagement of {via} that asked for {open} of its pod");
             OpenRefused::new(ErrorClass::Denied, why)
         };
-        let is_loopback = matches!(&open.host, Host::Ip(ip) if ip.is_loopback());
-        if open.transport != tp_protocol::open::Transport::Tcp || !is_loopback {
+        if open.transport != tp_protocol::open::Transport::Tcp || !open.is_to_localhost() {
             return Err(denied());
         }
         let forwards = self.registry.forwards(session, (namespace, via), open.port).ok_or_else(denied)?;

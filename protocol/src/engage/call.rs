@@ -94,7 +94,7 @@ pub struct Engage {
     /// Service whose traffic is meant; empty when only one selects the workload.
     #[prost(string, tag = "4")]
     pub service: String,
-    /// The ports: at least one, none for [`Kind::Ingest`]; all of the container's when [`Kind::Replace`] names none.
+    /// The ports: at least one, none for [`Kind::Ingest`] and [`Kind::Via`]; all of the container's when [`Kind::Replace`] names none.
     #[prost(message, repeated, tag = "5")]
     pub ports: Vec<AskedPort>,
     /// What happens to the traffic.
@@ -324,7 +324,7 @@ pub struct Held {
     /// `KIND/NAME`.
     #[prost(string, tag = "3")]
     pub workload: String,
-    /// The Service whose traffic it is about; empty for [`Kind::Ingest`].
+    /// The Service whose traffic it is about; empty for [`Kind::Ingest`] and [`Kind::Via`].
     #[prost(string, tag = "4")]
     pub service: String,
     /// What happens to the traffic.
@@ -363,7 +363,7 @@ pub struct Held {
     /// How long a request waits for a handler that is away.
     #[prost(uint32, tag = "16")]
     pub wait_ms: u32,
-    /// The container whose environment can be asked for.
+    /// The container whose environment can be asked for; empty for [`Kind::Via`].
     #[prost(string, tag = "17")]
     pub container: String,
     /// Where that container has volumes.
@@ -414,6 +414,9 @@ pub struct Orders {
     /// What is engaged. The id of each is the engagement's, `#`, and the port: `tp-web-x7c2d#8080/tcp`.
     #[prost(message, repeated, tag = "3")]
     pub engagements: Vec<super::wire::Engagement>,
+    /// Streams are to wait for what clients dial ([`super::dial`]).
+    #[prost(bool, tag = "4")]
+    pub dials: bool,
 }
 
 /// A port that an agent takes in the app's place.

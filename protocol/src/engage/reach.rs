@@ -48,9 +48,9 @@ pub struct Arrival {
     pub source: SocketAddr,
 }
 
-/// A header of an arrival is missing or malformed.
+/// A header of an arrival, or of a dial, is missing or malformed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("peer sent an arrival without a valid {0} header")]
+#[error("peer sent no valid {0} header")]
 pub struct ArrivalError(HeaderName);
 
 impl Arrival {
@@ -69,28 +69,28 @@ impl Arrival {
     /// # Errors
     /// [`ArrivalError`].
     pub fn from_headers(headers: &HeaderMap) -> Result<Self, ArrivalError> {
-        let transport: String = read(headers, TRANSPORT)?;
-        Ok(Self {
-            port: read(headers, PORT)?,
-            transport: match &*transport {
-                "tcp" => Transport::Tcp,
-                "udp" => Transport::Udp,
-                _ => return Err(ArrivalError(TRANSPORT)),
-            },
-            source: read(headers, SOURCE)?,
-        })
+        Ok(Self { port: read(headers, PORT)?, transport: read_transport(headers)?, source: read(headers, SOURCE)? })
     }
 }
 
 /// `tcp` or `udp`.
-fn text(transport: Transport) -> &'static str {
+pub(super) fn text(transport: Transport) -> &'static str {
     match transport {
         Transport::Tcp => "tcp",
         Transport::Udp => "udp",
     }
 }
 
-fn read<T: FromStr>(headers: &HeaderMap, name: HeaderName) -> Result<T, ArrivalError> {
+pub(super) fn read_transport(headers: &HeaderMap) -> Result<Transport, ArrivalError> {
+    let transport: String = read(headers, TRANSPORT)?;
+    match &*transport {
+        "tcp" => Ok(Transport::Tcp),
+        "udp" => Ok(Transport::Udp),
+        _ => Err(ArrivalError(TRANSPORT)),
+    }
+}
+
+pub(super) fn read<T: FromStr>(headers: &HeaderMap, name: HeaderName) -> Result<T, ArrivalError> {
     let value = headers.get(&name).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
     value.ok_or(ArrivalError(name))
 }

@@ -53,6 +53,9 @@ pub enum Kind {
     Replace = 3,
     /// No traffic: environment and volumes only. An agent is never told of it.
     Ingest = 4,
+    /// No traffic: what its holder dials is dialled from the workload's place in the network ([`super::dial`]). An agent is
+    /// never told whose.
+    Via = 5,
 }
 
 /// [`open::Transport`].
@@ -226,7 +229,7 @@ impl TryFrom<&Engagement> for super::Engagement {
             Kind::Intercept => super::Kind::Intercept,
             Kind::Wiretap => super::Kind::Wiretap,
             Kind::Replace => super::Kind::Replace,
-            Kind::Unspecified | Kind::Ingest => return Err(unknown("kind", message.kind)),
+            Kind::Unspecified | Kind::Ingest | Kind::Via => return Err(unknown("kind", message.kind)),
         };
         let transport = match message.transport() {
             Transport::Tcp => open::Transport::Tcp,

@@ -57,7 +57,8 @@ fn intercept(port: u16, transport: Transport) -> Engagement {
 }
 
 fn orders(number: u64, ports: &[AgentPort], engagements: &[Engagement]) -> Orders {
-    Orders { number, ports: ports.to_vec(), engagements: engagements.iter().map(Into::into).collect() }
+    let engagements = engagements.iter().map(Into::into).collect();
+    Orders { number, ports: ports.to_vec(), engagements, ..Orders::default() }
 }
 
 /// Orders without a problem.

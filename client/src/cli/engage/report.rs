@@ -52,6 +52,8 @@ pub(in crate::cli) enum What {
     Replace,
     /// Nothing: environment and volumes only.
     Ingest,
+    /// Nothing: what its holder dials comes from there.
+    Via,
     /// Something of a later version.
     Unknown,
 }
@@ -142,6 +144,7 @@ impl EngagementReport {
         match (&self.filter, self.what) {
             (Some(rules), _) => &rules.text,
             (None, What::Ingest) => "no traffic",
+            (None, What::Via) => "what is dialled",
             (None, What::Intercept | What::Wiretap | What::Replace | What::Unknown) => "all traffic",
         }
     }
@@ -168,6 +171,7 @@ impl fmt::Display for What {
             Self::Wiretap => "wiretap",
             Self::Replace => "replace",
             Self::Ingest => "ingest",
+            Self::Via => "via",
             Self::Unknown => "engagement",
         })
     }
@@ -210,6 +214,7 @@ impl From<Held> for EngagementReport {
                 wire::Kind::Wiretap => What::Wiretap,
                 wire::Kind::Replace => What::Replace,
                 wire::Kind::Ingest => What::Ingest,
+                wire::Kind::Via => What::Via,
                 wire::Kind::Unspecified => What::Unknown,
             },
             mode: match held.mode() {

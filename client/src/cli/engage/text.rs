@@ -44,7 +44,7 @@ pub(super) fn next(held: &EngagementReport, connection: &str, has_environment: b
         What::Ingest if !has_environment => {
             out.push_str("Take its environment here: by --env-file, --env-json, or an image behind `--`.\n");
         }
-        What::Ingest => {}
+        What::Ingest | What::Via => {}
         What::Intercept | What::Wiretap | What::Replace | What::Unknown => {
             let start = start(&held.ports, connection);
             writeln!(out, "Start your handler: it listens on {start}.").expect("writing to a string");
@@ -60,6 +60,7 @@ fn verb(what: What) -> &'static str {
         What::Wiretap => "Listening to",
         What::Replace => "Replacing",
         What::Ingest => "Ingesting",
+        What::Via => "Dialling by way of",
         What::Unknown => "Engaging",
     }
 }
@@ -80,7 +81,7 @@ fn traffic(held: &EngagementReport) -> String {
         Some(rules) => format!("requests with {}", rules.text),
     };
     match (held.what, &held.filter) {
-        (What::Ingest, _) => "none: the cluster's pods serve".to_owned(),
+        (What::Ingest | What::Via, _) => "none: the cluster's pods serve".to_owned(),
         (What::Replace, None) if held.mode == Mode::StandIn => {
             format!("{all}; the workload's pods run on, and get none of the Service's")
         }

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tp_protocol::engage::call::Held;
 
 use super::{Invocation, Lifetime, Naming, Plan};
 use crate::attach::{Connect, Empty, Status, reply, request};
+use crate::cli::engage;
+use crate::cli::engage::ask::{Chosen, Running};
 use crate::cli::publish::is_default_network;
 use crate::cli::signals::Signals;
 use crate::config::value::ConnectionName;
@@ -44,6 +47,8 @@ pub(in crate::cli) struct Made {
     pub(in crate::cli) link: DaemonLink,
     /// Its state.
     pub(in crate::cli) status: Status,
+    /// The engagement from which it dials; `None`: from the manager.
+    pub(in crate::cli) via: Option<Held>,
 }
 
 /// Makes the connection that `plan` asks for. On a failure, or a signal, all is removed again.
@@ -116,10 +121,18 @@ async fn try_make(invocation: &Invocation, mut plan: Plan, progress: &Progress) 
             return Err(with_output(engine, &id, output, error).await);
         }
     };
+    let via = match &plan.via {
+        Some(workload) => {
+            let running = Running { name: name.to_string(), namespace: status.namespace.clone(), id: id.clone() };
+            let mut chosen = Chosen::open(engine, running).await?;
+            Some(engage::via(workload, &mut chosen, progress).await?)
+        }
+        None => None,
+    };
     if plan.lifetime == Lifetime::Detached {
         link.request(request::Kind::Detach(Empty {}), |_| {}).await?;
     }
-    Ok(Made { name, id, link, status })
+    Ok(Made { name, id, link, status, via })
 }
 
 /// The routes of the engine's machine, when that is this one: to a VPN, to other networks of the engine. A container that sees
@@ -150,6 +163,7 @@ fn spec(plan: &Plan, image: String, invocation: &str) -> DaemonSpec {
         server: plan.access.original_server.clone(),
         namespace: settings.namespace.to_string(),
         manager_namespace: settings.manager_namespace.to_string(),
+        via: plan.via.clone().unwrap_or_default(),
         log_level: settings.log_level.to_string(),
         networks,
         extra_hosts: wishes.extra_hosts.clone(),

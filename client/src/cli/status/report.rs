@@ -72,6 +72,12 @@ pub(in crate::cli) struct ConnectionReport {
     pub(super) virtual_subnets: Vec<VirtualSubnet>,
     pub(super) dns: Dns,
     pub(super) agents: Vec<Agent>,
+    /// The workload by way of which the connection dials, as it was asked for. Absent where the traffic manager does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) via: Option<String>,
+    /// Why connections wait, since that is not possible at the moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) via_problem: Option<String>,
     /// What the connection has engaged.
     pub(super) engagements: Vec<EngagementReport>,
     pub(super) traffic: Traffic,
@@ -179,6 +185,8 @@ impl ConnectionReport {
             virtual_subnets: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
+            via: None,
+            via_problem: None,
             engagements: Vec::new(),
             traffic: Traffic::default(),
             daemon: Daemon { version: connection.version.clone(), ..Daemon::default() },
@@ -230,6 +238,8 @@ impl ConnectionReport {
         let agent =
             |agent: crate::attach::Agent| Agent { namespace: agent.namespace, pod: agent.pod, version: agent.version };
         self.agents = status.agents.into_iter().map(agent).collect();
+        self.via = Some(status.via).filter(|via| !via.is_empty());
+        self.via_problem = Some(status.via_problem).filter(|why| !why.is_empty());
         self.engagements = status.engagements.into_iter().map(EngagementReport::from).collect();
         self.traffic = Traffic {
             lanes: status.lanes,
@@ -265,6 +275,8 @@ impl ConnectionReport {
             virtual_subnets: Vec::new(),
             dns: Dns::default(),
             agents: Vec::new(),
+            via: None,
+            via_problem: None,
             engagements: Vec::new(),
             traffic: Traffic::default(),
             daemon: Daemon::default(),

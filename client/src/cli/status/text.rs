@@ -58,6 +58,7 @@ fn block(c: &ConnectionReport, now: Timestamp) -> String {
         }
         line("Agents:", agents.join(", "));
     }
+    line("Via:", via(c));
     for it in &c.engagements {
         line("Engaged:", engaged(it));
     }
@@ -108,6 +109,15 @@ fn user(c: &ConnectionReport) -> String {
         groups.push(format!("and {} more", user.groups.len() - MAX_GROUPS));
     }
     with(&user.name, &groups.join(", "))
+}
+
+/// `web`, or `web: connections wait, since ...`.
+fn via(c: &ConnectionReport) -> String {
+    match (&c.via, &c.via_problem) {
+        (None, _) => String::new(),
+        (Some(via), None) => via.clone(),
+        (Some(via), Some(why)) => format!("{via}: connections may have to wait: {why}"),
+    }
 }
 
 /// `intercept of deployment/web in shop (x-user=ann), 8080/tcp -> 127.0.0.1:8080, active`.

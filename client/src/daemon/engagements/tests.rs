@@ -11,6 +11,7 @@ use tp_tunnel::client::{self, Lane};
 use tp_tunnel::error::OfferError;
 use tp_tunnel::flow::{Flow, FlowReceiver, FlowSender};
 use tp_tunnel::server::{self, Acceptor, Incoming};
+use tp_tunnel::standby::MIN_STANDBY;
 
 use super::*;
 
@@ -125,7 +126,7 @@ fn connection_reaches_the_handler_and_another_stream_takes_its_place() {
         let (_tunnel, engagements, mut manager) = connected().await;
         engagements.set(vec![held(wire::Transport::Tcp, listener.local_addr().unwrap())]);
         let mut waiting = manager.all().await;
-        assert_eq!(waiting.len(), MIN_ACCEPTS);
+        assert_eq!(waiting.len(), MIN_STANDBY);
         let arrival = arrival(PORT, Transport::Tcp);
         let (flow, accepted) = tokio::join!(waiting.remove(0).offer(&arrival), listener.accept());
         assert_eq!((engagements.open(), engagements.last().is_some()), (1, true));
@@ -184,14 +185,14 @@ fn streams_wait_again_on_the_next_lane() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (tunnel, engagements, mut manager) = connected().await;
         engagements.set(vec![held(wire::Transport::Tcp, listener.local_addr().unwrap())]);
-        assert_eq!(manager.all().await.len(), MIN_ACCEPTS);
+        assert_eq!(manager.all().await.len(), MIN_STANDBY);
         drop(manager);
         tunnel.set_lane(None);
         tokio::time::sleep(Duration::from_millis(50)).await;
         let (next, mut manager) = lane().await;
         tunnel.set_lane(Some(next));
         let mut waiting = manager.all().await;
-        assert_eq!(waiting.len(), MIN_ACCEPTS);
+        assert_eq!(waiting.len(), MIN_STANDBY);
         let arrival = arrival(PORT, Transport::Tcp);
         let (flow, accepted) = tokio::join!(waiting.remove(0).offer(&arrival), listener.accept());
         let (sender, receiver) = flow.unwrap().split();
@@ -209,7 +210,7 @@ fn engagement_that_has_ended_takes_nothing_and_keeps_what_it_has() {
         let acceptor = manager.next().await;
         let (flow, accepted) = tokio::join!(acceptor.offer(&arrival), listener.accept());
         let mut waiting = manager.all().await;
-        assert_eq!(waiting.len(), MIN_ACCEPTS);
+        assert_eq!(waiting.len(), MIN_STANDBY);
         engagements.set(Vec::new());
         assert!(engagements.held().is_empty());
         for acceptor in &mut waiting {
@@ -243,7 +244,7 @@ async fn stream_that_is_refused_is_opened_again_but_not_at_once() {
         let (_tunnel, engagements, mut manager) = connected().await;
         engagements.set(vec![held(wire::Transport::Tcp, "127.0.0.1:1".parse().unwrap())]);
         let mut waiting: Vec<_> = Vec::new();
-        for _ in 0..MIN_ACCEPTS {
+        for _ in 0..MIN_STANDBY {
             waiting.push(manager.next().await);
         }
         let (begun, attempts) = (Instant::now(), 20);
@@ -258,18 +259,6 @@ async fn stream_that_is_refused_is_opened_again_but_not_at_once() {
         assert!(engagements.last().is_none());
     };
     LocalSet::new().run_until(test).await;
-}
-
-#[test]
-fn more_streams_wait_while_many_connections_arrive() {
-    let mut recent = Recent::default();
-    let start = Instant::now();
-    assert_eq!(recent.wanted(start), MIN_ACCEPTS);
-    for (arrivals, wanted) in [(2, MIN_ACCEPTS), (2, 8), (8, 24), (100, ACCEPTS)] {
-        (0..arrivals).for_each(|_| recent.on_arrival(start));
-        assert_eq!(recent.wanted(start), wanted);
-    }
-    assert_eq!(recent.wanted(start + RUSH + Duration::from_millis(1)), MIN_ACCEPTS);
 }
 
 #[test]

@@ -1,16 +1,25 @@
-//! The agents' part of the registry: their orders, what they say of them, and the environments that they tell.
+//! The agents' part of the registry: their orders, what they say of them, the environments that they tell, and what they dial.
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 use tp_protocol::engage::EngagementId;
 use tp_protocol::engage::call::{AgentState, Environment, Failure, Orders, Report};
+use tp_protocol::engage::dial::Dial;
 use tp_protocol::engage::reach::Arrival;
+use tp_protocol::engage::wire;
 use tp_protocol::error_class::ErrorClass;
-use tp_protocol::open::OpenRefused;
+use tp_protocol::open::{Open, OpenRefused};
 use tp_tunnel::error::OfferError;
 use tp_tunnel::flow::Flow;
+use tp_tunnel::server::Acceptor;
 
-use super::{Registry, State, is_of};
+use super::{Entry, Queue, Registry, State, is_of};
 use crate::engage::failure;
+use crate::session::SessionId;
 
 /// Questions for one agent's environment that wait for the answer.
 const QUESTIONS_MAX: usize = 256;
@@ -22,6 +31,8 @@ pub(super) struct Agent {
     state: AgentState,
     /// Counts the questions for its environment.
     questions: watch::Sender<u64>,
+    /// Streams on which it waits for what it is to dial.
+    dials: Arc<Queue>,
     /// Who asked. One answer is for all of them: an agent's environment does not change.
     asking: Vec<oneshot::Sender<Environment>>,
 }
@@ -51,6 +62,7 @@ impl Registry {
             orders: orders_tx,
             state: AgentState::default(),
             questions: questions_tx,
+            dials: Arc::default(),
             asking: Vec::new(),
         };
         state.agents.insert(pod.clone(), agent);
@@ -104,6 +116,64 @@ impl Registry {
         Ok(answered)
     }
 
+    /// Has an agent dial `dst` for a flow of `session`, which holds an engagement by way of the workload `via`. While no agent
+    /// is there this waits, `until` then at most.
+    ///
+    /// The dial policy has let `dst` pass.
+    ///
+    /// # Errors
+    /// [`OpenRefused`], for the socket that asked.
+    pub(crate) async fn dial(
+        &self,
+        session: &SessionId,
+        via: &str,
+        open: &Open,
+        dst: SocketAddr,
+        until: Instant,
+    ) -> Result<Flow, OpenRefused> {
+        let namespace = open.namespace.as_deref().unwrap_or_default();
+        let mut changes = self.changes();
+        loop {
+            changes.mark_unchanged();
+            let queue = self.diallers(session, (namespace, via))?;
+            let acceptor = tokio::select! {
+                acceptor = take(queue.as_deref()) => acceptor,
+                Ok(()) = changes.changed() => continue,
+                () = sleep_until(until) => {
+                    let why = format!("no agent of {via} was there in time to dial {dst}");
+                    return Err(OpenRefused::new(ErrorClass::TimedOut, why));
+                }
+            };
+            let deadline = until.saturating_duration_since(Instant::now());
+            match acceptor.dial(&Dial { dst, transport: open.transport, deadline }).await {
+                Ok(flow) => return Ok(flow),
+                Err(OfferError::Refused(why)) => return Err(why),
+                // Its agent is gone; there may be another.
+                Err(error) => tracing::debug!(via, %error, "stale"),
+            }
+        }
+    }
+
+    /// The streams of the agent that dials by way of a workload: that of the newest, since the one before may be going. `None`
+    /// while there is no agent.
+    fn diallers(&self, session: &SessionId, via: (&str, &str)) -> Result<Option<Arc<Queue>>, OpenRefused> {
+        let session = session.to_string();
+        let state = self.lock();
+        let is_meant = |entry: &&Entry| {
+            let held = &entry.record.held;
+            entry.record.session == session
+                && held.what() == wire::Kind::Via
+                && (&*held.namespace, &*held.workload) == via
+                && !entry.is_ending()
+        };
+        let entry = state.engagements.values().find(is_meant).ok_or_else(|| {
+            OpenRefused::new(ErrorClass::Denied, format!("this session does not connect by way of {}", via.1))
+        })?;
+        let of_it = state.agents.iter().filter(|(pod, _)| is_of(&state.pods, &entry.stand_in, pod));
+        let newest = of_it.map(|(_, agent)| agent).max_by_key(|agent| agent.number);
+        Ok(newest.map(|agent| Arc::clone(&agent.dials)))
+    }
+
     /// Brings an agent's connection to the client that holds the engagement.
     pub(crate) async fn reach(
         &self,
@@ -127,6 +197,14 @@ impl Registry {
                 Err(error) => tracing::debug!(engagement = %id, %error, "stale"),
             }
         }
+    }
+}
+
+/// The next stream; never, where there is nobody to open one.
+async fn take(queue: Option<&Queue>) -> Acceptor {
+    match queue {
+        Some(queue) => queue.take().await,
+        None => pending().await,
     }
 }
 
@@ -157,6 +235,18 @@ impl Seat {
         drop(state);
         if is_new {
             self.registry.changed();
+        }
+    }
+
+    /// The agent is ready to dial.
+    pub(crate) fn on_dialler(&self, acceptor: Acceptor) {
+        let state = self.registry.lock();
+        let agent = state.agents.get(&self.pod).filter(|agent| agent.number == self.number);
+        let queue = agent.map(|agent| Arc::clone(&agent.dials));
+        drop(state);
+        match queue {
+            Some(queue) => queue.put(acceptor),
+            None => acceptor.refuse(&OpenRefused::new(ErrorClass::Failed, "another agent of this pod is here")),
         }
     }
 

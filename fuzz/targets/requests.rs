@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use tp_protocol::echo;
+use tp_protocol::engage::dial::Dial;
 use tp_protocol::open::{Open, OpenRefused, Transport};
 
 pub(crate) fn run(data: &[u8]) {
@@ -20,6 +21,11 @@ pub(crate) fn run(data: &[u8]) {
         refused.write_headers(&mut again);
         let again = OpenRefused::from_headers(&again).expect("an error was written");
         assert_eq!((again.class, again.status()), (refused.class, refused.status()));
+    }
+    if let Ok(dial) = Dial::from_headers(&headers) {
+        let mut again = HeaderMap::new();
+        dial.write_headers(&mut again);
+        assert_eq!(Dial::from_headers(&again), Ok(dial));
     }
     let Some(target) = target else { return };
     if let Some(dst) = echo::parse_path(target.path()) {

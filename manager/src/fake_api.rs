@@ -1,4 +1,5 @@
-//! A double of the API server for tests: objects by path, with resourceVersions, and watches that stay silent.
+//! A double of the API server for tests: objects by path, with resourceVersions, uids that are their names, and watches that
+//! stay silent.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -139,11 +140,15 @@ impl State {
                 None => failure(StatusCode::NOT_FOUND),
             },
             Method::POST => {
-                let name = sent["metadata"]["name"].as_str().unwrap_or_default();
+                let name = sent["metadata"]["name"].as_str().unwrap_or_default().to_owned();
                 let path = format!("{path}/{name}");
                 match self.objects.contains_key(&path) {
                     true => failure(StatusCode::CONFLICT),
-                    false => (StatusCode::CREATED, self.store(&path, sent)),
+                    false => {
+                        let mut made = sent;
+                        made["metadata"]["uid"] = json!(name);
+                        (StatusCode::CREATED, self.store(&path, made))
+                    }
                 }
             }
             Method::PUT => match self.objects.get(path) {

@@ -22,7 +22,7 @@ use tp_protocol::engage::call::{AgentState, Orders};
 use tp_protocol::engage::reach::Arrival;
 use tp_protocol::hello::Welcome;
 use tp_tunnel::control::{Control, ControlReceiver, ControlSender};
-use tp_tunnel::server::{self, Incoming, LaneServer, Pending, Responder};
+use tp_tunnel::server::{self, Acceptor, Incoming, LaneServer, Pending, Responder};
 
 use crate::config::{Config, LogFormat, ManagerAddress};
 use crate::{health, run};
@@ -43,6 +43,8 @@ pub(crate) struct Manager {
     receiver: ControlReceiver,
     /// Connections that the agent brings.
     reached: mpsc::Receiver<Reached>,
+    /// Streams on which the agent waits for what it is to dial.
+    diallers: mpsc::Receiver<Acceptor>,
     lane: JoinHandle<()>,
 }
 
@@ -103,15 +105,17 @@ impl Stage {
         let (mut lane, control) = self.welcome().await;
         let (sender, receiver) = control.split();
         let (reached_tx, reached) = mpsc::channel(64);
+        let (diallers_tx, diallers) = mpsc::channel(64);
         let lane = tokio::spawn(async move {
             while let Some(Ok(incoming)) = lane.next().await {
-                let Incoming::Reach(id, arrival, responder) = incoming else {
-                    panic!("agents have no use for {incoming:?}");
-                };
-                reached_tx.send((id, arrival, responder)).await.unwrap();
+                match incoming {
+                    Incoming::Reach(id, arrival, responder) => reached_tx.send((id, arrival, responder)).await.unwrap(),
+                    Incoming::Dial(acceptor) => diallers_tx.send(acceptor).await.unwrap(),
+                    other => panic!("agents have no use for {other:?}"),
+                }
             }
         });
-        Manager { sender, receiver, reached, lane }
+        Manager { sender, receiver, reached, diallers, lane }
     }
 
     /// Runs the agent.
@@ -161,6 +165,11 @@ impl Manager {
     /// The connection that the agent brings next.
     pub(crate) async fn reached(&mut self) -> Reached {
         self.reached.recv().await.unwrap()
+    }
+
+    /// The next stream on which the agent waits for what it is to dial.
+    pub(crate) async fn dialler(&mut self) -> Acceptor {
+        self.diallers.recv().await.unwrap()
     }
 
     /// Is gone from one moment to the next.

@@ -21,3 +21,4 @@ mod security;
 mod session;
 mod sidecar;
 mod to_pod;
+mod via;

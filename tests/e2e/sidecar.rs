@@ -36,7 +36,7 @@ fn deployed(bed: &Bed, pointer: &str) -> Value {
 }
 
 /// The owner of `web` has its pods ask for agents.
-fn ask_for_agents(bed: &Bed) {
+pub(crate) fn ask_for_agents(bed: &Bed) {
     let patch = json!({ "spec": { "template": { "metadata": { "labels": { "tp/inject": "enabled" } } } } });
     bed.kubectl(&["patch", "deployment", "web", "--patch", &patch.to_string()]).ok();
     bed.kubectl(&["rollout", "status", "deployment/web", "--timeout=80s"]).ok();
@@ -47,7 +47,7 @@ fn ask_for_agents(bed: &Bed) {
 }
 
 /// Waits until the agents in the pods of `web` are connected to the manager: the pods are ready without it.
-fn until_connected(scope: &Scope<'_>, bed: &Bed) {
+pub(crate) fn until_connected(scope: &Scope<'_>, bed: &Bed) {
     until(SETTLES_WITHIN, "the agents to be connected", || {
         let status = scope.status();
         let agents = status["connections"][0]["agents"].as_array().cloned().unwrap_or_default();

@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::process::Stdio;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use tp_protocol::engage::call::Held;
 
+use super::engage::ENGAGE_LIMIT;
 use super::publish::{HostSpec, NetworkSpec, PublishSpec, Wishes};
 use super::session::{self, Invocation, Lifetime, Naming, Plan};
 use super::setup::{CommonArgs, KubeArgs, SettingArgs, Setup, load};
@@ -73,6 +75,13 @@ pub(super) struct ViaArgs {
     pub(super) workload: Option<String>,
 }
 
+impl ViaArgs {
+    /// How long all of it may take, where connecting may take `connect`.
+    pub(super) fn limit(&self, connect: Duration) -> Duration {
+        if self.workload.is_some() { connect + ENGAGE_LIMIT } else { connect }
+    }
+}
+
 /// Wishes for the container of the connection.
 #[derive(clap::Args, Debug, Default)]
 struct ContainerArgs {
@@ -112,7 +121,7 @@ pub(super) async fn run(args: ConnectArgs) -> Result<u8> {
     let mut signals = Signals::catch();
     let flags = Layer { name: args.name, ..args.settings.layer() };
     let setup = load(&args.common, &args.kube, flags)?;
-    let progress = Progress::start(Some(setup.settings.connect_timeout.value.as_duration()));
+    let progress = Progress::start(Some(args.via.limit(setup.settings.connect_timeout.value.as_duration())));
     let lifetime = if args.command.is_empty() { Lifetime::Detached } else { Lifetime::Held };
     let (mut plan, engine) = signals.or(prepare(setup, args.container.wishes(), lifetime, &progress)).await?;
     plan.via = args.via.workload;

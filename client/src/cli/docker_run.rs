@@ -235,7 +235,7 @@ async fn run_container(own: OwnArgs, parsed: Parsed, mut split: Split, task: Tas
     let mut signals = Signals::catch();
     let namespace = own.namespace.clone().or_else(|| task.namespace());
     let setup = load(&own.common(), &own.kube, Layer { namespace, ..own.layer() })?;
-    let progress = Progress::start(Some(setup.settings.connect_timeout.value.as_duration()));
+    let progress = Progress::start(Some(own.via.limit(setup.settings.connect_timeout.value.as_duration())));
     let engine = signals.or(session::engine(&progress)).await?;
     let program = Program::find(&setup.settings.docker.value, &engine)?;
     let (mut invocation, mut network) = match signals.or(choose(&engine, &own, &setup)).await? {

@@ -436,6 +436,38 @@ mod tests {
     }
 
     #[test]
+    fn a_stand_in_that_dials_is_its_own_and_has_what_policies_and_meshes_go_by() {
+        let via = |mode: Mode| Held { what: Kind::Via.into(), mode: mode.into(), ..held("deployment/web", "", "") };
+        let dialling = StandIn::of("tp-system", &via(Mode::StandIn));
+        assert!(dialling.is_via && !dialling.takes_traffic());
+        assert_ne!(dialling.name, stand_in("deployment/web", "", "").name);
+        // Agents in the workload's own pods have one task that gives them orders.
+        let sidecar = Held { mode: Mode::Sidecar.into(), ..held("deployment/web", "web", "") };
+        assert_eq!(StandIn::of("tp-system", &via(Mode::Sidecar)), StandIn::of("tp-system", &sidecar));
+
+        let mut workload = workload("web");
+        let metadata = workload.template.metadata.get_or_insert_default();
+        metadata.annotations = Some(
+            [("linkerd.io/inject", "enabled"), ("sidecar.istio.io/logLevel", "debug"), ("notistio.io/x", "y")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        );
+        let none = Container::default();
+        let app = App { workload: &workload, container: &none, ports: &[] };
+        let made = replica_set("tp-system", &dialling, &app, &AgentPod::default(), "PEM", ("tp-web-1", "u-1"));
+        let template = made.spec.template.unwrap();
+        let metadata = template.metadata.unwrap();
+        let (labels, annotations) = (metadata.labels.unwrap(), metadata.annotations.unwrap());
+        assert_eq!(labels.keys().collect::<Vec<_>>(), ["app", STAND_IN]);
+        let kept: Vec<_> = annotations.keys().filter(|key| !key.starts_with("tp/")).collect();
+        assert_eq!(kept, ["linkerd.io/inject", "sidecar.istio.io/logLevel"]);
+        let spec = template.spec.unwrap();
+        assert_eq!(spec.readiness_gates.unwrap()[0].condition_type, NEVER_READY);
+        let mut env = spec.containers[0].env.iter().flatten();
+        assert!(env.all(|it| it.name.starts_with("TP_AGENT_")), "nothing of the app's");
+    }
+
+    #[test]
     fn a_stand_in_is_owned_by_each_engagement_once() {
         let owners = [owner("tp-web-1", "u-1")];
         assert_eq!(owning(&owners, ("tp-web-1", "u-1")), None);

@@ -55,3 +55,6 @@ pub(super) fn is_running(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|it| it.type_ == "ContainersReady" && it.status == "True")
 }
+
+#[cfg(test)]
+mod tests;

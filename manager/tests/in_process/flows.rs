@@ -56,6 +56,29 @@ async fn read_all(receiver: &mut FlowReceiver) -> Result<BytesMut, FlowError> {
 }
 
 #[tokio::test]
+async fn by_way_of_a_workload_the_policy_is_asked_first_and_the_session_has_to_hold_its_place() {
+    let mut stage = Stage::new();
+    let client = stage.client().await;
+    let via = |dst: &str| Open {
+        namespace: Some("shop".into()),
+        via: Some("deployment/web".into()),
+        ..Open::new(Transport::Tcp, dst.parse().unwrap())
+    };
+    for (dst, why) in [
+        ("169.254.169.254:80", "link-local"),
+        ("[::ffff:169.254.169.254]:80", "link-local"),
+        ("10.0.0.1:80", "by way of deployment/web"),
+    ] {
+        match soon(client.lane.open(&via(dst))).await {
+            Err(FlowOpenError::Refused(refused)) => {
+                assert_eq!((refused.class, refused.message.contains(why)), (ErrorClass::Denied, true), "{refused}");
+            }
+            other => panic!("{dst}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn flows_go_on_on_another_byte_stream() {
     let mut stage = Stage::new();
     let (listener, dst) = listener().await;

@@ -13,10 +13,11 @@ use tp_protocol::control::from_manager::Kind as From;
 use tp_protocol::control::to_manager::Kind as To;
 use tp_protocol::datagram::{self, CapsuleDecoder};
 use tp_protocol::engage::call::{AgentPort, AppProtocol, Orders};
+use tp_protocol::engage::dial::Dial;
 use tp_protocol::engage::{Engagement, EngagementId, Kind, WhenAway, filter::Filter};
 use tp_protocol::error_class::ErrorClass;
 use tp_protocol::open::{OpenRefused, Transport};
-use tp_tunnel::error::FlowError;
+use tp_tunnel::error::{FlowError, OfferError};
 use tp_tunnel::flow::{FlowReceiver, FlowSender};
 
 use crate::config::OwnPort;
@@ -520,6 +521,71 @@ async fn datagrams_pass_whole_in_both_directions() {
             assert!(timeout(SOON, heard(&mut receiver)).await.unwrap().is_err());
             caller.send(b"again").await.unwrap();
             timeout(SOON, manager.reached()).await.unwrap();
+        })
+        .await;
+}
+
+/// Orders of which the agent says nothing but that they are carried out.
+async fn order_dials(manager: &mut Manager, number: u64, dials: bool) {
+    let state = manager.order(Orders { number, dials, ..Orders::default() }).await;
+    assert_eq!(state.problem, "");
+}
+
+fn dial(dst: SocketAddr, transport: Transport) -> Dial {
+    Dial { dst, transport, deadline: SOON }
+}
+
+#[tokio::test]
+async fn it_dials_for_clients_when_that_is_ordered() {
+    let stage = Stage::new().await;
+    stage
+        .play(async {
+            let mut manager = stage.manager().await;
+            order_dials(&mut manager, 1, true).await;
+            let app = pod("web").await;
+            let flow = manager.dialler().await.dial(&dial(app, Transport::Tcp)).await.unwrap();
+            let (mut sender, mut receiver) = flow.split();
+            sender.send_all(Bytes::from_static(b"hello")).await.unwrap();
+            sender.finish().unwrap();
+            assert_eq!(heard(&mut receiver).await.unwrap(), b"web hello");
+
+            match manager.dialler().await.dial(&dial(nowhere().await, Transport::Tcp)).await {
+                Err(OfferError::Refused(why)) => assert_eq!(why.class, ErrorClass::Refused),
+                other => panic!("{other:?}"),
+            }
+
+            let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let there = dial(app.local_addr().unwrap(), Transport::Udp);
+            let (mut sender, mut receiver) = manager.dialler().await.dial(&there).await.unwrap().split();
+            let mut capsule = BytesMut::new();
+            datagram::encode(b"to the app", &mut capsule);
+            sender.send_all(capsule.freeze()).await.unwrap();
+            let mut inbox = vec![0; 64];
+            let (len, agent) = app.recv_from(&mut inbox).await.unwrap();
+            assert_eq!(&inbox[..len], b"to the app");
+            app.send_to(b"from the app", agent).await.unwrap();
+            let mut decoder = CapsuleDecoder::default();
+            decoder.handle_input(&receiver.data().await.unwrap().unwrap());
+            assert_eq!(decoder.poll_datagram().unwrap().unwrap(), &b"from the app"[..]);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn it_stops_waiting_for_what_it_is_to_dial_and_what_it_has_dialled_goes_on() {
+    let stage = Stage::new().await;
+    stage
+        .play(async {
+            let mut manager = stage.manager().await;
+            order_dials(&mut manager, 1, true).await;
+            let app = pod("web").await;
+            let flow = manager.dialler().await.dial(&dial(app, Transport::Tcp)).await.unwrap();
+            let mut waiting = manager.dialler().await;
+            order_dials(&mut manager, 2, false).await;
+            timeout(SOON, waiting.cancelled()).await.unwrap();
+            let (mut sender, mut receiver) = flow.split();
+            sender.finish().unwrap();
+            assert_eq!(heard(&mut receiver).await.unwrap(), b"web ");
         })
         .await;
 }

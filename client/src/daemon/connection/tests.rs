@@ -2,7 +2,7 @@ use std::future::Future;
 
 use tokio::task::{LocalSet, spawn_local};
 use tp_protocol::engage::call::{Engage, Failure as CallFailure, Held as HeldEngagement, Leave, ToPod, answer, call};
-use tp_protocol::engage::wire::Transport;
+use tp_protocol::engage::wire::{Kind, Transport};
 use tp_tunnel::client;
 use tp_tunnel::server::{self, Incoming, MessageRequest};
 
@@ -119,6 +119,71 @@ async fn ports_of_a_pods_localhost_are_taken_before_the_manager_is_asked() {
         let failure = connection.ask(&call, LIMIT).await.unwrap_err();
         assert!(failure.message.starts_with(&format!("cannot listen on port {port} of the localhost")), "{failure:?}");
         assert!(failure.hint.contains("a container of the connection listens there"), "{failure:?}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn place_that_flows_are_dialled_from_is_asked_for_again_when_it_is_lost() {
+    run(async {
+        let connection = connection(&[ENGAGE, VIA]);
+        let asked = Engage { workload: "web".into(), what: Kind::Via.into(), ..Engage::default() };
+        connection.egress.want(asked.clone());
+        let held = HeldEngagement { workload: "deployment/web".into(), what: Kind::Via.into(), ..Default::default() };
+        let engaged = Answer { kind: Some(answer::Kind::Engaged(held)) };
+        up(&connection, async move |request| {
+            let (message, responder) = request.message().await.unwrap();
+            assert_eq!(Call::decode(message), Ok(Call { kind: Some(call::Kind::Engage(Box::new(asked))) }));
+            responder.answer(engaged.encode_to_vec().into());
+        })
+        .await;
+        let lane = connection.tunnel.lane().await;
+        let via = tokio::select! {
+            never = connection.keep_egress(&lane) => match never {},
+            via = connection.egress.via() => via,
+        };
+        assert_eq!(via.as_deref(), Some("deployment/web"));
+        let status = connection.status();
+        assert_eq!((&*status.via, &*status.via_problem), ("web", ""));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn flows_wait_and_status_says_why_while_the_place_cannot_be_had() {
+    run(async {
+        let connection = connection(&[ENGAGE, VIA]);
+        connection.egress.want(Engage { workload: "web".into(), what: Kind::Via.into(), ..Engage::default() });
+        let failure = CallFailure { message: "no workload web in namespace shop".into(), hint: String::new() };
+        let refused = Answer { kind: Some(answer::Kind::Failure(failure)) };
+        up(&connection, async move |request| {
+            let (_, responder) = request.message().await.unwrap();
+            responder.answer(refused.encode_to_vec().into());
+        })
+        .await;
+        let lane = connection.tunnel.lane().await;
+        tokio::select! {
+            never = connection.keep_egress(&lane) => match never {},
+            via = connection.egress.via() => panic!("flows went by {via:?}"),
+            () = async {
+                while connection.status().via_problem.is_empty() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            } => {}
+        }
+        assert_eq!(connection.status().via_problem, "no workload web in namespace shop");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_started_again_waits_for_the_same_place() {
+    run(async {
+        let asked = Engage { workload: "web".into(), what: Kind::Via.into(), ..Engage::default() };
+        let before = connection(&[ENGAGE, VIA]);
+        before.egress.want(asked.clone());
+        let saved = Saved::decode(&*before.save(false)).unwrap();
+        assert_eq!(saved.via, Some(asked));
     })
     .await;
 }

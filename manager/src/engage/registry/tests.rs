@@ -7,6 +7,8 @@ use super::*;
 use crate::session::SessionLimits;
 use crate::session::hub::{Admitted, FlowLimits, Ticket};
 
+mod dial;
+
 fn registry() -> Registry {
     let limits = SessionLimits { sessions: 8, lanes_per_session: 2, grace: Duration::from_secs(120) };
     Registry::new(Hub::new(limits, FlowLimits { flows: 8, pending_dials: 2 }))

@@ -370,7 +370,7 @@ async fn choose(engine: &Engine, own: &OwnArgs, setup: &Setup) -> Result<Option<
             return Err(CliError::usage(format!(
                 "docker-run: the connection `{name}` does not dial by way of `{via}`"
             ))
-            .hint(format!("`tp connect --name NAME --via {via}` makes one that does; or leave --use out")));
+            .hint(format!("`tp quit --use {name}`, then `tp connect --name {name} --via {via}`; or leave --use out")));
         }
         return Ok(Some(connection));
     }

@@ -3,8 +3,9 @@
 use serde::Serialize;
 use tp_protocol::engage::call::Leave;
 
+use super::engage::ANSWER_LIMIT;
 use super::engage::ask::Chosen;
-use super::engage::{ANSWER_LIMIT, report::EngagementReport};
+use super::engage::report::{EngagementReport, What};
 use super::output::{Format, print, print_json};
 use super::select::UseArgs;
 use super::setup::VerbosityArgs;
@@ -70,6 +71,8 @@ async fn leave(args: &LeaveArgs, progress: &Progress) -> Result<Vec<EngagementRe
         None if args.all => String::new(),
         None => {
             let held = chosen.status().await?.engagements.into_iter().map(EngagementReport::from);
+            // From where a connection dials is part of it, and ends with it.
+            let held = held.filter(|it| it.what != What::Via);
             let held: Vec<_> = held.filter(|it| namespace.is_empty() || it.namespace == namespace).collect();
             match only(&held)? {
                 Some(id) => id.to_owned(),

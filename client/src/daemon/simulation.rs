@@ -5,6 +5,7 @@
 //! names a run.
 
 mod api_server;
+mod cluster;
 mod kernel;
 mod way;
 
@@ -19,9 +20,11 @@ use tokio::task::{JoinSet, LocalSet, spawn_local};
 use tokio::time::timeout;
 use tp_manager::identity::User;
 use tp_manager::identity::rights::{Right, Rights, RightsError, Verdict};
-use tp_protocol::engage::call::{Call, Engage, answer, call};
+use tp_protocol::engage::call::{Answer, Call, Engage, Mode, answer, call};
+use tp_protocol::engage::wire::Kind;
 
 use self::api_server::ApiServer;
+use self::cluster::{Agent, Web};
 use self::kernel::Kernel;
 use self::way::{Random, Way};
 use crate::attach::{Connect, VirtualSubnet};
@@ -106,6 +109,11 @@ async fn echo_server() -> SocketAddr {
 /// Sends `payload`, says that this was all, and returns what comes back.
 async fn talk(kernel: &Kernel, server: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let seen_as = SocketAddr::new([SEEN_AS[0], SEEN_AS[1], SEEN_AS[2], 1].into(), server.port());
+    talk_to(kernel, seen_as, payload).await
+}
+
+/// As [`talk`], to a server that the container sees at this address.
+async fn talk_to(kernel: &Kernel, seen_as: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let socket = kernel.connect(seen_as).await.expect("the server listens");
     let send = async {
         socket.send_all(payload).await;
@@ -169,12 +177,13 @@ impl Rights for Reviewer {
 #[tokio::test]
 async fn manager_learns_from_the_api_server_who_connects_and_asks_what_they_may() {
     let scene = async {
-        let api_server = ApiServer::with_rights(Way::straight(), Random::new(7), Reviewer);
+        let cluster = Web::default().client();
+        let api_server = ApiServer::with_rights(Way::straight(), Random::new(7), Reviewer, cluster);
         let Container { connection, .. } = Container::connect(&api_server).await;
         for (namespace, why) in
             [("bank", "user `ann` may not engage workloads in namespace bank"), ("shop", "no workload")]
         {
-            let engage = Engage { namespace: namespace.into(), workload: "web".into(), ..Engage::default() };
+            let engage = Engage { namespace: namespace.into(), workload: "db".into(), ..Engage::default() };
             let call = Call { kind: Some(call::Kind::Engage(Box::new(engage))) };
             let answer = connection.ask(&call, PATIENCE).await.expect("the manager answers").kind;
             let Some(answer::Kind::Failure(failure)) = answer else { panic!("{answer:?}") };
@@ -182,6 +191,47 @@ async fn manager_learns_from_the_api_server_who_connects_and_asks_what_they_may(
         }
         let user = connection.status().user.expect("the manager has told");
         assert_eq!((&*user.name, &*user.groups), ("ann", &["system:authenticated".to_owned()][..]));
+        connection.quit();
+    };
+    LocalSet::new().run_until(timeout(Duration::from_secs(20), scene)).await.expect("it takes no time");
+}
+
+#[tokio::test]
+async fn flows_by_way_of_a_workload_are_dialled_by_its_agent_and_wait_while_there_is_none() {
+    let scene = async {
+        let web = Web::default();
+        let api_server = ApiServer::with_rights(Way::straight(), Random::new(7), Reviewer, web.client());
+        let Container { kernel, connection } = Container::connect(&api_server).await;
+        let (registry, server) = (api_server.registry(), echo_server().await);
+        let engage = Engage {
+            namespace: "shop".into(),
+            workload: "web".into(),
+            what: Kind::Via.into(),
+            mode: Mode::Auto.into(),
+            ..Engage::default()
+        };
+        let call = Call { kind: Some(call::Kind::Engage(Box::new(engage))) };
+        let engaged = connection.ask(&call, PATIENCE);
+        let agent = async { Agent::start(&registry, &format!("{}-x2", web.stand_in().await), server).await };
+        let (answer, agent) = tokio::join!(engaged, agent);
+        let Ok(Answer { kind: Some(answer::Kind::Engaged(held)) }) = answer else { panic!("{answer:?}") };
+        assert_eq!(held.workload, "deployment/web");
+        let status = connection.status();
+        assert_eq!((&*status.via, status.engagements[0].what()), ("web", Kind::Via));
+
+        // To the manager it is an address like any other; it is the agent who is where something listens there.
+        let there = SocketAddr::from(([10, 1, 2, 3], 80));
+        let payload = Random::new(8).bytes(MAX_BYTES);
+        assert!(talk_to(&kernel, there, &payload).await == payload);
+        assert_eq!(agent.dialled(), [there]);
+
+        drop(agent);
+        let next = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Agent::start(&registry, &format!("{}-x3", web.stand_in().await), server).await
+        };
+        let (answer, agent) = tokio::join!(talk_to(&kernel, there, b"still there?"), next);
+        assert_eq!((&*answer, agent.dialled()), (&b"still there?"[..], vec![there]));
         connection.quit();
     };
     LocalSet::new().run_until(timeout(Duration::from_secs(20), scene)).await.expect("it takes no time");

@@ -100,7 +100,10 @@ async fn handshake<R: Reviewer>(
 }
 
 /// Serves one agent's lane until it ends. `turn` is held until the agent is authenticated.
-async fn serve<R>(services: &AgentServices<R>, io: impl Carrier + 'static, turn: Turn) -> Result<(), LaneError>
+///
+/// # Errors
+/// [`LaneError`] when the lane was lost or never was one.
+pub async fn serve<R, T>(services: &AgentServices<R>, io: impl Carrier + 'static, turn: T) -> Result<(), LaneError>
 where
     R: Reviewer,
 {

@@ -73,12 +73,17 @@ impl ApiServer {
         Self::with(way, random, |_| None)
     }
 
-    /// The manager asks who connects, and `rights` what they may.
-    pub(super) fn with_rights(way: Way, random: Random, rights: impl Rights) -> Self {
-        Self::with(way, random, |hub| Some(Identities::new(hub.clone(), rights)))
+    /// The manager of a cluster asks who connects, and `rights` what they may.
+    pub(super) fn with_rights(way: Way, random: Random, rights: impl Rights, cluster: Client) -> Self {
+        Self::with(way, random, |hub| Some((Identities::new(hub.clone(), rights), cluster)))
     }
 
-    fn with(way: Way, random: Random, identities: impl FnOnce(&Hub) -> Option<Identities>) -> Self {
+    /// What the manager knows of engagements.
+    pub(super) fn registry(&self) -> Registry {
+        self.manager.services.engagements.registry.clone()
+    }
+
+    fn with(way: Way, random: Random, identities: impl FnOnce(&Hub) -> Option<(Identities, Client)>) -> Self {
         let info = ClusterInfo { cluster_domain: "cluster.local".into(), ..ClusterInfo::default() };
         let info = watch::Sender::new(Ok(Arc::new(info)));
         let policy = watch::Sender::new(Arc::new(Policy { loopback: Loopback::Dial, ..Policy::default() }));
@@ -87,9 +92,9 @@ impl ApiServer {
         let hub = Hub::new(limits, FlowLimits { flows: 64, pending_dials: 16 });
         let identities = identities(&hub);
         let hook = |it: &Identities| IdentityHook::new(it.clone(), "tp-system", "tp-manager-0");
-        let hook = identities.as_ref().and_then(hook);
-        let cluster = identities.map(|identities| Cluster {
-            client: empty_cluster(),
+        let hook = identities.as_ref().and_then(|(identities, _)| hook(identities));
+        let cluster = identities.map(|(identities, client)| Cluster {
+            client,
             namespace: "tp-system".to_owned(),
             config: Engage::default(),
             agent: AgentPod::default(),
@@ -147,15 +152,6 @@ impl ApiServer {
         });
         client
     }
-}
-
-/// An API server that knows no objects.
-fn empty_cluster() -> Client {
-    let service = tower::service_fn(|_: Request<Body>| async {
-        let answer = r#"{"metadata": {}, "items": []}"#;
-        Ok::<_, io::Error>(Response::new(Body::from(answer.as_bytes().to_vec())))
-    });
-    Client::new(service, "default")
 }
 
 /// Asks the manager's webhook about a port-forward, as the chart has it asked.

@@ -166,8 +166,8 @@ impl Parts {
         let resolver = Resolver::new(address::RESOLVER_SOCKET, tunnel.clone(), Rc::clone(&nat), nameservers);
         let resolver = Rc::new(resolver);
         let egress = Rc::<Egress>::default();
-        let shared = (Rc::clone(&resolver), Rc::clone(&nat), Rc::clone(&egress));
-        let flows = Flows::new(tunnel.clone(), shared.0, shared.1, shared.2, namespace, seed);
+        let flows =
+            Flows::new(tunnel.clone(), Rc::clone(&resolver), Rc::clone(&nat), Rc::clone(&egress), namespace, seed);
         Self { tunnel, resolver, flows, egress, nat }
     }
 }

@@ -28,7 +28,7 @@ use tp_protocol::control::to_manager::Kind as To;
 use tp_protocol::control::{FromManager, ToManager};
 use tp_protocol::engage::call::AgentState;
 use tp_protocol::hello::{AgentIdentity, ClientHello};
-use tp_tunnel::client::{self, Lane};
+use tp_tunnel::client::{self, Connected, Lane};
 use tp_tunnel::control::Control;
 use tp_tunnel::read_ahead::ReadAhead;
 use tp_tunnel::relay;
@@ -172,12 +172,12 @@ impl Agent {
         });
         let identity = AgentIdentity { namespace: "shop".into(), pod: pod.into(), token: pod.into() };
         let hello = ClientHello { agent: Some(identity), ..ClientHello::new("0.1.0", pod) };
-        let connected = client::connect(near, &hello).await.expect("the manager lets it in");
-        tasks.spawn(async move { _ = connected.driver.await });
-        let control = connected.lane.control().await.expect("the manager has a control channel");
+        let Connected { lane, driver, .. } = client::connect(near, &hello).await.expect("the manager lets it in");
+        tasks.spawn(async move { _ = driver.await });
+        let control = lane.control().await.expect("the manager has a control channel");
         tasks.spawn(obey(control));
         let dialled = Arc::<Mutex<Vec<_>>>::default();
-        tasks.spawn(dial(connected.lane, server, Arc::clone(&dialled)));
+        tasks.spawn(dial(lane, server, Arc::clone(&dialled)));
         Self { dialled, _tasks: tasks }
     }
 

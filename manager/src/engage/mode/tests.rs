@@ -88,6 +88,7 @@ fn auto_takes_no_agents_that_do_not_do_what_is_asked_for() {
     assert_eq!(mode(&[port(Some("admin"))], "web", None), Mode::StandIn);
     assert_eq!(mode(&[], "web", None), Mode::Sidecar, "for its environment");
     assert_eq!(mode(&[], "proxy", None), Mode::StandIn);
+    assert_eq!(mode(&[], "", None), Mode::Sidecar, "any will do");
     assert_eq!(mode(&[port(Some("http"))], "web", Some(Mode::StandIn)), Mode::StandIn, "others have one");
     let elsewhere = Wish { asked: Mode::Auto, is_connected: false, pods: &pods, ..wish(&workload, &[]) };
     assert_eq!(elsewhere.choose().unwrap().mode, Mode::StandIn, "they are another manager's, or cannot reach this one");

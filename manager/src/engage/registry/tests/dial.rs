@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tp_protocol::engage::dial::Dial;
 use tp_protocol::hello::Welcome;
 use tp_protocol::open::{Open, Transport};
-use tp_tunnel::client::{self as tunnel, Lane};
+use tp_tunnel::client::{self as tunnel, Connected, Lane};
 use tp_tunnel::dial::{Dialled, connect};
 use tp_tunnel::flow::Flow;
 use tp_tunnel::read_ahead::ReadAhead;
@@ -34,7 +34,9 @@ fn hold(registry: &Registry, client: &Ticket) -> StandIn {
 }
 
 /// An agent that is connected, and dials. It is gone when this is dropped.
-struct Agent(JoinSet<()>);
+struct Agent {
+    _tasks: JoinSet<()>,
+}
 
 impl Agent {
     async fn of(registry: &Registry, pod: &str) -> Self {
@@ -48,10 +50,10 @@ impl Agent {
                 seat.on_dialler(acceptor);
             }
         });
-        let connected = tunnel::connect(near, &ClientHello::new("0.1.0", "agent")).await.unwrap();
-        tasks.spawn(async move { _ = connected.driver.await });
-        tasks.spawn(dial_all(connected.lane));
-        Self(tasks)
+        let Connected { lane, driver, .. } = tunnel::connect(near, &ClientHello::new("0.1.0", "agent")).await.unwrap();
+        tasks.spawn(async move { _ = driver.await });
+        tasks.spawn(dial_all(lane));
+        Self { _tasks: tasks }
     }
 }
 

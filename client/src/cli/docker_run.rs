@@ -55,6 +55,8 @@ pub(super) const NAME: &str = "docker-run";
 /// With --like the container is like a workload's: it has its environment, user, working directory and limits, and takes none
 /// of its traffic. Without an image it runs the workload's own, by the workload's command. What docker's options say wins.
 ///
+/// With --via it joins a connection that dials from this workload's place in the network, as `tp connect --via` says, or makes one.
+///
 /// The options below are tp's; they go before the image, in any order with docker's. tp's own failures exit with 125, as
 /// docker's do.
 #[derive(clap::Args, Debug)]

@@ -45,7 +45,7 @@ Examples:
   tp connect                                 the kubeconfig's current context
   tp connect --context prod -n shop --name shop
   tp connect -p 8080:80                      a joined container's port 80 is this machine's 8080
-  tp connect --via web                       network policies take connections for those of the workload web
+  tp connect --via web                       network policies see the workload web
   tp connect -- ./integration-tests.sh")]
 pub(super) struct ConnectArgs {
     /// Name the connection [default: the context's name]

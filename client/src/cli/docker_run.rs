@@ -70,7 +70,7 @@ Examples:
   tp docker-run --use shop -d --name worker my-worker --queue orders
   tp docker-run --rm -it --like web my-web:dev sh   the environment of the workload web
   tp docker-run --rm --like worker                  the workload's own image and command
-  tp docker-run --rm -it --via web alpine sh        connections come from the place of the workload web"
+  tp docker-run --rm -it --via web alpine sh        connects from the place of the workload web"
 )]
 pub(super) struct DockerRunArgs {
     #[command(flatten)]

@@ -123,7 +123,8 @@ fn jobs_and_cron_jobs_have_their_environment_without_a_run() {
 
     // The pods of a run are behind a Service, and so is what replaces them.
     let uid = bed.kubectl(&["get", "cronjob", "report", "-o", "jsonpath={.metadata.uid}"]).ok();
-    let owner = json!([{ "apiVersion": "batch/v1", "kind": "CronJob", "name": "report", "uid": uid, "controller": true }]);
+    let owner =
+        json!([{ "apiVersion": "batch/v1", "kind": "CronJob", "name": "report", "uid": uid, "controller": true }]);
     let metadata = json!({ "name": "report-29395000", "namespace": bed.name(), "ownerReferences": owner });
     let run = json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job });
     kubectl::apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [run, service(&bed, "report")] }));

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tp_tests::docker::{self, Container, Spec};
+use tp_tests::docker::{Container, Spec};
 use tp_tests::given::given;
 use tp_tests::kubectl;
 use tp_tests::process::Outcome;
@@ -20,9 +20,6 @@ use crate::sidecar::{ask_for_agents, until_connected};
 
 /// How long a connection may take for which a pod is made.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(90);
-
-/// The chart's `timeouts.sessionGrace`, and what it takes to end an engagement after it.
-const GIVEN_UP_WITHIN: Duration = Duration::from_secs(170);
 
 fn connect_via(scope: &Scope<'_>, bed: &Bed) -> Outcome {
     scope.tp(["connect", "--namespace", bed.name(), "--via", "web"]).limit(CONNECTS_WITHIN).run()
@@ -104,20 +101,6 @@ fn connections_come_from_a_pod_with_the_workloads_labels_that_no_service_knows()
     assert_eq!(until_seen(&bed, &client), second);
 
     scope.tp(["quit"]).run().ok();
-    bed.is_as_before();
-}
-
-#[test]
-fn an_engagement_is_given_up_when_its_connection_is_gone_for_good() {
-    let test = Test::beside_others();
-    let bed = Bed::get();
-    let scope = test.scope();
-    connect_via(&scope, &bed).exits(0);
-    docker::remove(&scope.container());
-    until(GIVEN_UP_WITHIN, "the Lease to be gone", || {
-        let leases = bed.kubectl(&["get", "leases", "-o", "name"]).ok();
-        if leases.is_empty() { Ok(()) } else { Err(leases) }
-    });
     bed.is_as_before();
 }
 

@@ -58,7 +58,9 @@ async fn serve(io: tokio::io::DuplexStream) {
                         IpAddr::V6(_) => responder.refuse(&OpenRefused::new(ErrorClass::HostUnreachable, "no answer")),
                     }
                 }
-                Incoming::Accept(..) | Incoming::Reach(..) | Incoming::Call(_) => panic!("not of these tests"),
+                Incoming::Accept(..) | Incoming::Dial(_) | Incoming::Reach(..) | Incoming::Call(_) => {
+                    panic!("not of these tests")
+                }
                 Incoming::Control(control) => {
                     let (mut sender, mut receiver) = control.split();
                     let Some(Ok(ToManager { kind: Some(to_manager::Kind::Pong(ping)) })) = receiver.recv().await else {
@@ -436,6 +438,7 @@ async fn serve_movable(movable: Arc<std::sync::Mutex<Option<Continuation>>>) -> 
                 Incoming::Resolve(_)
                 | Incoming::Echo(..)
                 | Incoming::Accept(..)
+                | Incoming::Dial(_)
                 | Incoming::Reach(..)
                 | Incoming::Call(_)
                 | Incoming::Control(_) => panic!("the test moves flows only"),

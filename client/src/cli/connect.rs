@@ -71,7 +71,7 @@ pub(super) struct ConnectArgs {
 pub(super) struct ViaArgs {
     /// Have the connections of containers come from the place in the network of this workload of the namespace, as network
     /// policies and a mesh see it, instead of from the traffic manager's: a name, or KIND/NAME
-    #[arg(long = "via", value_name = "WORKLOAD", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(id = "via", long = "via", value_name = "WORKLOAD", value_parser = NonEmptyStringValueParser::new())]
     pub(super) workload: Option<String>,
 }
 

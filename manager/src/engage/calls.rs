@@ -318,7 +318,7 @@ impl Drop for Abandoned<'_> {
 fn check_kind(what: wire::Kind, workload: &Workload) -> Result<(), Failure> {
     let shares = match what {
         wire::Kind::Intercept | wire::Kind::Wiretap => true,
-        wire::Kind::Unspecified | wire::Kind::Replace | wire::Kind::Ingest => false,
+        wire::Kind::Unspecified | wire::Kind::Replace | wire::Kind::Ingest | wire::Kind::Via => false,
     };
     if !(shares && workload.kind.ends()) {
         return Ok(());

@@ -320,6 +320,7 @@ pub(crate) fn owning(owners: &[OwnerReference], lease: (&str, &str)) -> Option<V
 #[cfg(test)]
 mod tests {
     use tp_protocol::engage::call::AppProtocol;
+    use tp_protocol::engage::wire;
 
     use super::*;
     use crate::engage::workload::Kind;
@@ -437,7 +438,8 @@ mod tests {
 
     #[test]
     fn a_stand_in_that_dials_is_its_own_and_has_what_policies_and_meshes_go_by() {
-        let via = |mode: Mode| Held { what: Kind::Via.into(), mode: mode.into(), ..held("deployment/web", "", "") };
+        let via =
+            |mode: Mode| Held { what: wire::Kind::Via.into(), mode: mode.into(), ..held("deployment/web", "", "") };
         let dialling = StandIn::of("tp-system", &via(Mode::StandIn));
         assert!(dialling.is_via && !dialling.takes_traffic());
         assert_ne!(dialling.name, stand_in("deployment/web", "", "").name);
@@ -453,7 +455,7 @@ mod tests {
                 .into(),
         );
         let none = Container::default();
-        let app = App { workload: &workload, container: &none, ports: &[] };
+        let app = App { workload: &workload, container: &none, ports: &[], selector: &BTreeMap::new() };
         let made = replica_set("tp-system", &dialling, &app, &AgentPod::default(), "PEM", ("tp-web-1", "u-1"));
         let template = made.spec.template.unwrap();
         let metadata = template.metadata.unwrap();

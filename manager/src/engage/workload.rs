@@ -28,8 +28,8 @@ const JOB_NAME: &str = "job-name";
 pub(crate) struct Workload {
     pub(crate) kind: Kind,
     pub(crate) name: String,
-    /// Labels by which its pods are found, those that an earlier template has made included. None for a single pod, and for a CronJob.
-    /// Each of its Jobs has its own.
+    /// Labels by which its pods are found, those that an earlier template has made included. Of no matter for a single pod, and for a
+    /// CronJob, each of whose Jobs has its own.
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) template: PodTemplateSpec,
 }

@@ -171,7 +171,7 @@ async fn agents_answer_for_their_own_stand_in_and_for_the_orders_of_now() {
     let ann = client(&registry);
     registry.add(record("e-1", &ann.key, None), &stand_in(), false).unwrap();
     let pod = format!("{}-x7c2d", stand_in().name);
-    let orders = Orders { ports: Vec::new(), engagements: Vec::new(), number: 0 };
+    let orders = Orders::default();
     assert_eq!(registry.order("shop", &pod, &orders), None, "it is not here");
     let seat = registry.seat("shop", &pod);
     let elsewhere = registry.seat("shop", "web-1");

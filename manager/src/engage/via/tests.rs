@@ -26,7 +26,7 @@ fn template(host_network: bool) -> Value {
         "metadata": {"labels": {"app": "web", "pod-template-hash": "5d9"}},
         "spec": {
             "hostNetwork": host_network, "serviceAccountName": "shop",
-            "containers": [{"name": "web", "env": [{"name": "KEY", "value": "secret"}]}],
+            "containers": [{"name": "web", "env": [{"name": "KEY", "value": "of the app"}]}],
         },
     })
 }
@@ -83,12 +83,11 @@ fn stand_in() -> StandIn {
 fn api() -> FakeApi {
     let api = FakeApi::default();
     let list = |items: &[Value]| json!({"metadata": {}, "items": items});
-    for kind in ["statefulsets", "daemonsets", "replicasets"] {
-        api.put(&format!("/apis/apps/v1/namespaces/shop/{kind}"), list(&[]));
-    }
+    api.put_no_workloads("shop");
     let spec = json!({"selector": {"matchLabels": {"app": "web"}}, "template": template(false)});
     let web = json!({"metadata": {"name": "web"}, "spec": spec});
-    api.put("/apis/apps/v1/namespaces/shop/deployments", list(&[web]));
+    api.put("/apis/apps/v1/namespaces/shop/deployments", list(std::slice::from_ref(&web)));
+    api.put("/apis/apps/v1/namespaces/shop/deployments/web", web);
     let selecting = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}}});
     api.put(&format!("{SHOP}/services"), list(&[selecting]));
     let name = stand_in().name;
@@ -138,7 +137,7 @@ async fn a_pod_with_the_workloads_labels_that_is_never_ready_is_made_and_its_age
     assert_eq!(pod["metadata"]["labels"], json!({"app": "web", "tp/stand-in": stand_in().name}));
     assert_eq!(pod["spec"]["readinessGates"], json!([{"conditionType": "tp/never-ready"}]));
     assert_eq!(pod["spec"]["serviceAccountName"], "shop");
-    assert!(!pod.to_string().contains("secret"), "the app's environment is no part of its place: {pod}");
+    assert!(!pod.to_string().contains("of the app"), "the app's environment is no part of its place: {pod}");
     assert_eq!(made["metadata"]["ownerReferences"][0]["name"], held.id, "it goes with the Lease");
     assert_eq!(api.count(&format!("PATCH {SHOP}/services")), 0, "no Service is narrowed");
 

@@ -125,12 +125,15 @@ pub(super) async fn object(
     namespace: &str,
     name: &WorkloadName,
 ) -> Result<Option<DynamicObject>, Failure> {
-    api(client, namespace, name.kind).get_opt(&name.name).await.map_err(|error| {
-        failure(
+    match api(client, namespace, name.kind).get(&name.name).await {
+        Ok(object) => Ok(Some(object)),
+        // What a cluster does not know the kind of is not there either, and is not told of by a Status.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(failure(
             format!("cannot read {name} in namespace {namespace}: {error}"),
             "the manager's ClusterRole allows it in its own chart: `tp helm upgrade` puts it right",
-        )
-    })
+        )),
+    }
 }
 
 fn api(client: &Client, namespace: &str, kind: Kind) -> Api<DynamicObject> {

@@ -335,7 +335,7 @@ fn many_connections_at_once_are_all_served() {
     let test = Test::beside_others();
     let load = ["bench", "--mode", "connects", "--connections", "64", "--seconds", "2", "--target", "web:80"];
     let figures = test.shared().join(Spec::sample(load)).wait(Duration::from_secs(30)).json();
-    assert!(figures["requests"].as_u64() > Some(200), "{figures}");
+    assert!(figures["requests"].as_u64() >= Some(64), "each of them: {figures}");
 }
 
 #[test]

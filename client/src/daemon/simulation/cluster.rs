@@ -74,6 +74,7 @@ impl Web {
         let list = |items: &[Value]| json!({"metadata": {"resourceVersion": "1"}, "items": items});
         let answer = match (&parts.method, path.rsplit('/').next().unwrap_or_default()) {
             (&Method::GET, "deployments") => list(&[deployment()]),
+            (&Method::GET, "web") if path.ends_with("/deployments/web") => deployment(),
             (&Method::GET, "tp-manager-ca") => json!({"metadata": {}, "data": {"ca.crt": "PEM"}}),
             (&Method::GET, name) if name.starts_with("tp-") => return not_found(),
             (&Method::POST, "replicasets") => {

@@ -1,4 +1,5 @@
 use std::future::Future;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
@@ -53,7 +54,11 @@ fn held(workload: &str, port: u16) -> Held {
 
 /// A port of the localhost that is free.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    // Below what the kernel gives out by itself (ip(7), `ip_local_port_range`): another test would be given it in between.
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut free = ports.filter(|port| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.next().unwrap()
 }
 
 /// Connects once somebody listens.
@@ -159,9 +164,8 @@ fn reserved_ports_are_the_engagement_s_or_free_again() {
 fn a_port_that_comes_free_later_is_served_then() {
     run(async {
         let (tunnel, mut opens) = tunnel().await;
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
-        let to_pods = to_pods(&tunnel);
+        let (to_pods, port) = (to_pods(&tunnel), free_port());
+        let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
         to_pods.set(&[held("deployment/web", port)]);
         sleep(Duration::from_millis(50)).await;
         drop(taken);
